@@ -1,0 +1,126 @@
+"""What the core says while it works. The core emits events; listeners show them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A run begins; `plan` is the validated plan (untyped here: events import no planning)."""
+
+    plan: object
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """Stage `index` (from 0) of `count` begins."""
+
+    index: int
+    count: int
+    kind: Literal["base", "upscale"]
+    width_px: int
+    height_px: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """Denoising step `step` (from 1) of `steps` is done and took `seconds`."""
+
+    stage_index: int
+    step: int
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RowsEncoded:
+    """The first `rows` of `rows_total` pixel rows are encoded."""
+
+    stage_index: int
+    rows: int
+    rows_total: int
+
+
+@dataclass(frozen=True)
+class RowsDecoded:
+    """The first `rows` of `rows_total` pixel rows are decoded."""
+
+    stage_index: int
+    rows: int
+    rows_total: int
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """Stage `index` ended after `seconds`."""
+
+    index: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Finalising:
+    """The spool is being made into the output file."""
+
+    path: Path
+    format: str
+
+
+@dataclass(frozen=True)
+class FileWritten:
+    """The output stands under its final name."""
+
+    path: Path
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something the user should know; the run goes on."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class RunDone:
+    """One image is finished; the peak is that of the whole process, from the system."""
+
+    path: Path
+    seconds: float
+    peak_rss_bytes: int
+
+
+Event = (
+    RunStarted
+    | StageStarted
+    | StepDone
+    | RowsEncoded
+    | RowsDecoded
+    | StageDone
+    | Finalising
+    | FileWritten
+    | Warned
+    | RunDone
+)
+Listener = Callable[[Event], None]
+
+
+def event_dict(event: Event) -> dict[str, Any]:
+    """The event as a dictionary for JSON lines: its name in snake case, then its fields.
+
+    The plan of `RunStarted` is left out: a listener that wants it has `Plan.to_json`.
+    """
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+    fields = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
+    fields.pop("plan", None)
+    return {"event": name} | {
+        key: str(value) if isinstance(value, Path) else value for key, value in fields.items()
+    }

@@ -1,0 +1,1 @@
+"""Models: cards, their registry, and loading."""
