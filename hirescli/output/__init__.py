@@ -1,0 +1,1 @@
+"""From decoded rows to the finished file: spool, resizing, finalising, metadata."""
