@@ -1,0 +1,107 @@
+"""The card: facts about a model that planning needs without loading it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import model_validator
+
+from hirescli.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Strength = Annotated[float, Field(gt=0, le=1)]
+
+
+class Card(BaseModel):
+    """Facts about one model: its sizes, its usual choices, and what it costs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str = Field(min_length=1)
+    title: str
+    family: Literal["sd"]
+    revision: str = Field(min_length=1)  # of the weights; recipes record it
+    licence: str
+    # Words of the subjects it was trained on; empty: anything.
+    knows: tuple[str, ...] = ()
+    adapter: Literal["linfusion"] | None = None
+
+    # Geometry
+    native_px: Positive
+    multiple_px: Positive
+    min_px: Positive
+    latent_channels: Positive
+    vae_factor: Positive
+    text_tokens: Positive
+    halo_latent_rows: int = Field(ge=0)  # rows that decoding reads above and below a band
+
+    # Choices that a recipe leaves open
+    steps: int = Field(ge=1, le=1000)
+    guidance_scale: float = Field(ge=1, le=50)
+    scheduler: str
+    schedulers: tuple[str, ...]  # all that may be asked for
+    strengths: Annotated[tuple[Strength, ...], Field(min_length=1)]
+    upscale_steps: int = Field(ge=1, le=1000)
+    upscale_guidance_scale: float = Field(ge=1, le=50)
+    dtype: Literal["float32", "bfloat16"]
+
+    # Costs. Bytes are peaks at float32, measured above the process with weights loaded.
+    base_memory_bytes: Positive  # the process with weights loaded
+    weights_bytes: Positive
+    denoiser_flops_per_latent_px: float = Field(gt=0)
+    denoiser_bytes_per_latent_px: float = Field(gt=0)
+    encoder_flops_per_px: float = Field(gt=0)
+    decoder_flops_per_px: float = Field(gt=0)
+    decoder_bytes_per_px_of_band: float = Field(gt=0)  # also bounds the encoder's band
+    flops_per_second_per_core: float = Field(gt=0)
+
+    @field_validator("knows", "strengths", "schedulers", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value  # TOML has lists only
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Card:
+        if self.multiple_px % self.vae_factor:
+            raise ValueError("multiple_px must be a multiple of vae_factor")
+        if self.native_px % self.multiple_px or self.min_px % self.multiple_px:
+            raise ValueError("native_px and min_px must be multiples of multiple_px")
+        # A base of 4:1 has a short side of half the native one.
+        if self.min_px > self.native_px // 2:
+            raise ValueError("min_px must be at most half of native_px")
+        if self.scheduler not in self.schedulers:
+            raise ValueError("scheduler must be one of schedulers")
+        return self
+
+    def foreign_prompt_warning(self, prompt: str) -> str | None:
+        """A warning for a prompt that names nothing the model was trained on, else None."""
+        if not self.knows:
+            return None
+        words = set(re.findall(r"\w+", prompt.lower()))
+        singular = {word.removesuffix("s") for word in words} | words
+        if any(set(re.findall(r"\w+", subject.lower())) <= singular for subject in self.knows):
+            return None
+        return (
+            f"the model `{self.name}` knows only {', '.join(self.knows)}; "
+            "the picture may not follow this prompt; "
+            "for other subjects use a model trained on them with --model"
+        )
+
+
+def read_card(path: Path) -> Card:
+    """Read a card from TOML.
+
+    Raises:
+        ConfigError: If the file is missing, no TOML, or holds wrong facts (all together).
+    """
+    try:
+        return Card.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(str(path), [str(error)]) from error
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(str(path), faults) from error

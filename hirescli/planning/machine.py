@@ -1,0 +1,108 @@
+"""What this machine has: cores, memory, disk, GPUs. No torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+# Part of the installed memory that a run may use unless told otherwise. Never what happens to
+# be free: the same command must plan the same on a busy and on an idle machine.
+BUDGET_FRACTION = 0.75
+# Where Linux says how much of the memory a container may use (version 2, then 1).
+_CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+_NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU as its driver names it."""
+
+    name: str
+    memory_bytes: int
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes of the file system that holds `path` or its nearest existing parent."""
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What planning needs to know of a machine.
+
+    Attributes:
+        cores: Cores that this process may use.
+        memory_bytes: Installed memory, or the container's limit if that is less.
+        devices: GPUs; empty unless asked for in `detect`.
+        disk_free_bytes: Tells the free bytes of the file system that holds a path.
+    """
+
+    cores: int
+    memory_bytes: int
+    devices: tuple[Device, ...] = ()
+    disk_free_bytes: Callable[[Path], int] = field(default=free_bytes, repr=False)
+
+    @classmethod
+    def detect(cls, *, with_devices: bool = False) -> Machine:
+        """The machine this process runs on; asking for GPUs starts `nvidia-smi`."""
+        return cls(
+            cores=_usable_cores(),
+            memory_bytes=_installed_bytes(),
+            devices=cuda_devices() if with_devices else (),
+        )
+
+
+def default_budget(machine: Machine) -> int:
+    """Bytes a run may use when nothing else is said: a fraction of the installed memory."""
+    return int(machine.memory_bytes * BUDGET_FRACTION)
+
+
+def cuda_devices() -> tuple[Device, ...]:
+    """The GPUs that `nvidia-smi` lists; none when it is missing, slow or fails."""
+    try:
+        answer = subprocess.run(
+            _NVIDIA_SMI, capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return parse_devices(answer)
+
+
+def parse_devices(answer: str) -> tuple[Device, ...]:
+    """Read the lines "name, MiB" of `nvidia-smi`; lines of another form are left out."""
+    devices = []
+    for line in answer.splitlines():
+        name, _, mebibytes = line.rpartition(",")
+        if name and mebibytes.strip().isdecimal():
+            devices.append(Device(name.strip(), int(mebibytes) * 2**20))
+    return tuple(devices)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _installed_bytes() -> int:
+    installed = int(psutil.virtual_memory().total)
+    for path in _CONTAINER_LIMITS:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdecimal():  # "max" means no limit
+            installed = min(installed, int(text))
+    return installed

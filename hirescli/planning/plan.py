@@ -1,0 +1,248 @@
+"""The plan: what a recipe will take, checked against a machine, and only then run."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hirescli.errors import RequestError
+from hirescli.events import Listener
+from hirescli.planning import cost
+from hirescli.planning.card import Card
+from hirescli.planning.cascade import Stage, native_warning, resolve, stages
+from hirescli.planning.cost import StageCost
+from hirescli.planning.formats import check_format, check_options, format_for
+from hirescli.planning.machine import Machine, default_budget
+from hirescli.recipe import Recipe
+from hirescli.units import format_bytes
+
+T = TypeVar("T")
+_MOST_NAME_BYTES = 255  # of common file systems
+_BESIDE_SUFFIX = ".partial"  # the longest name that is written beside the output
+_VALIDATED = object()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known of a run before anything heavy is loaded.
+
+    Attributes:
+        recipe: With no choice left open.
+        card: Of the recipe's model.
+        stage_costs: The stages in order, each with its memory, FLOPs and seconds.
+        rows: Band height of encoding and decoding, in latent rows.
+        budget_bytes: Memory the run may use.
+        peak_memory_bytes: Predicted peak of the whole process.
+        disk_bytes: Predicted peak of disk use beside the output.
+        flops, seconds: Sums over the stages.
+        warnings: What the user should know before the run.
+    """
+
+    recipe: Recipe
+    card: Card
+    stage_costs: tuple[StageCost, ...]
+    rows: int
+    budget_bytes: int
+    peak_memory_bytes: int
+    disk_bytes: int
+    flops: float
+    seconds: float
+    warnings: tuple[str, ...]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages without their costs."""
+        return tuple(row.stage for row in self.stage_costs)
+
+    @property
+    def store_bytes(self) -> dict[str, int]:
+        """Predicted peak of every store; this version computes on the host only."""
+        return {"device": 0, "host": self.peak_memory_bytes, "disk": self.disk_bytes}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan in JSON's types; sizes in pixels, memory in bytes."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe_hash": self.recipe.hash,
+            "stages": [_row(row) for row in self.stage_costs],
+            "rows": self.rows,
+            "budget_bytes": self.budget_bytes,
+            "store_bytes": self.store_bytes,
+            "flops": self.flops,
+            "seconds": self.seconds,
+            "warnings": list(self.warnings),
+        }
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The plan as JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent)
+
+    def validate(
+        self, machine: Machine, output: Path, overwrite: bool = False
+    ) -> ValidatedPlan:
+        """Check the plan against a machine and an output; nothing is written.
+
+        Raises:
+            RequestError: If the memory budget or the disk is too small, the format cannot hold
+                the size, or the output's place cannot be written.
+        """
+        format_for(output, self.recipe.format)
+        check_format(self.recipe.format, self.recipe.width_px, self.recipe.height_px)
+        check_options(self.recipe)
+        _check_output(output, overwrite)
+        self._check_memory(machine)
+        self._check_disk(machine, output)
+        return ValidatedPlan(self, output, overwrite, _VALIDATED)
+
+    def _check_memory(self, machine: Machine) -> None:
+        peak = format_bytes(self.peak_memory_bytes)
+        if self.peak_memory_bytes > machine.memory_bytes:
+            raise RequestError(
+                f"needs {peak} of memory, this machine has {format_bytes(machine.memory_bytes)}; "
+                "use a smaller --size"
+            )
+        if self.peak_memory_bytes > self.budget_bytes:
+            raise RequestError(
+                f"needs {peak} of memory, the budget is {format_bytes(self.budget_bytes)}; "
+                f"use --memory {_rounded_up_gb(self.peak_memory_bytes)} or a smaller --size"
+            )
+
+    def _check_disk(self, machine: Machine, output: Path) -> None:
+        # What a killed run of the same output left there is used again.
+        free = machine.disk_free_bytes(output.parent) + _left_bytes(output)
+        if self.disk_bytes > free:
+            raise RequestError(
+                f"needs {format_bytes(self.disk_bytes)} of disk beside {output}, "
+                f"{format_bytes(free)} are free; free some or choose another folder with -o"
+            )
+
+
+@dataclass(frozen=True)
+class ValidatedPlan:
+    """A plan that this machine can run. Only `Plan.validate` makes one."""
+
+    plan: Plan
+    output: Path
+    overwrite: bool
+    _key: object = field(repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        assert self._key is _VALIDATED, "use Plan.validate"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The plan's recipe."""
+        return self.plan.recipe
+
+    def execute(
+        self,
+        runner: Callable[[Sequence[ValidatedPlan], Listener | None], Sequence[T]],
+        listener: Listener | None = None,
+    ) -> T:
+        """Run the plan with `hirescli.cascade.run.run` (given, since planning imports no torch)."""
+        (result,) = runner([self], listener)
+        return result
+
+
+def make_plan(
+    recipe: Recipe,
+    card: Card,
+    *,
+    memory_bytes: int | None = None,
+    machine: Machine | None = None,
+) -> Plan:
+    """Plan a recipe. The budget is not enforced here but in `Plan.validate`.
+
+    Args:
+        recipe: What is asked for.
+        card: Of the recipe's model.
+        memory_bytes: Budget of the whole process; None: a fraction of the installed memory.
+        machine: Where it shall run; None: this machine.
+
+    Raises:
+        RequestError: If the size, revision, scheduler or format does not work.
+    """
+    machine = machine or Machine.detect()
+    budget_bytes = memory_bytes or default_budget(machine)
+    recipe = resolve(recipe, card)
+    check_format(recipe.format, recipe.width_px, recipe.height_px)
+    check_options(recipe)
+    all_stages = stages(recipe, card)
+    rows = recipe.rows or cost.band_rows(all_stages[-1], card=card, budget_bytes=budget_bytes)
+    recipe = recipe.model_copy(update={"rows": rows})
+    costs = tuple(
+        cost.stage_cost(stage, card=card, recipe=recipe, rows=rows, cores=machine.cores)
+        for stage in all_stages
+    )
+    return Plan(
+        recipe=recipe,
+        card=card,
+        stage_costs=costs,
+        rows=rows,
+        budget_bytes=budget_bytes,
+        peak_memory_bytes=max(row.memory.peak_bytes for row in costs),
+        disk_bytes=cost.disk_bytes(all_stages, recipe),
+        flops=sum(row.flops for row in costs),
+        seconds=sum(row.seconds for row in costs),
+        warnings=_warnings(recipe, card),
+    )
+
+
+def _warnings(recipe: Recipe, card: Card) -> tuple[str, ...]:
+    found = (
+        card.foreign_prompt_warning(recipe.prompt),
+        native_warning(recipe.width_px, recipe.height_px, card),
+    )
+    return tuple(warning for warning in found if warning is not None)
+
+
+def _row(row: StageCost) -> dict[str, Any]:
+    memory = asdict(row.memory) | {"peak_bytes": row.memory.peak_bytes}
+    return asdict(row.stage) | {"memory": memory, "flops": row.flops, "seconds": row.seconds}
+
+
+def _rounded_up_gb(amount_bytes: int) -> str:
+    return f"{-(-amount_bytes // 10**8) / 10:g}GB"
+
+
+def _left_bytes(output: Path) -> int:
+    run = output.with_name(output.name + ".run")
+    if not run.is_dir():
+        return 0
+    return sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if "\0" in str(output):
+        raise RequestError("the output name holds a NUL character; remove it")
+    name_bytes = len((output.name + _BESIDE_SUFFIX).encode(errors="surrogateescape"))
+    if name_bytes > _MOST_NAME_BYTES:
+        raise RequestError(
+            f"the output name has {len(output.name.encode(errors='surrogateescape'))} bytes, "
+            f"at most {_MOST_NAME_BYTES - len(_BESIDE_SUFFIX)} work; choose a shorter one"
+        )
+    folder = output.parent
+    if not folder.exists():
+        raise RequestError(f"output folder {folder} does not exist; make it, or choose another")
+    if not folder.is_dir():
+        raise RequestError(f"output folder {folder} is a file; choose a folder")
+    if output.is_dir():
+        raise RequestError(f"output {output} is a folder; add a file name to it")
+    if output.exists() and not overwrite:
+        raise RequestError(f"output {output} exists; use --overwrite, or choose another name")
+    _check_writable(folder)
+
+
+def _check_writable(folder: Path) -> None:
+    """Try it: permission bits say nothing about read-only mounts, nor to an administrator."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RequestError(
+            f"output folder {folder} cannot be written ({error.strerror}); choose another with -o"
+        ) from error
