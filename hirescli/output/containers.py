@@ -1,0 +1,183 @@
+"""Texts inside PNG and JPEG files, as bytes: chunks and segments, written and read.
+
+libvips writes PNG comments as Latin-1 text chunks, which garbles every other script, and has
+no way to comment a JPEG; so these few records are made here and put in while it writes.
+
+References:
+    W3C, "Portable Network Graphics (PNG) Specification (Third Edition)", 11.3.3 (iTXt).
+    ITU-T T.81, annex B (JPEG segments); JEITA CP-3451, "Exif" (UserComment).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from hirescli.errors import RequestError
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+JPEG_START = b"\xff\xd8\xff"
+PNG_INSERT_AT = len(PNG_START) + 25  # after IHDR: 8 bytes of head, 13 of data, 4 of checksum
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_JPEG_END = b"\xff\xd9"
+_SEGMENT_LIMIT = 65_533  # the 2-byte length of a segment counts itself
+_COMMENT_MARK = "hires_comment"
+_TEXT_LIMIT_BYTES = 16 * 2**20
+_XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
+# Frame headers of JPEG (C0 to CF) but for tables that share their range.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SCAN = 0xDA
+
+
+def png_chunks(*, recipe: str, parameters: str, xmp: bytes, recipe_key: str) -> bytes:
+    """The texts as iTXt chunks (UTF-8), to stand after IHDR."""
+    texts = {
+        "parameters": parameters.encode(),
+        recipe_key: recipe.encode(),
+        "XML:com.adobe.xmp": xmp,
+    }
+    return b"".join(
+        # keyword, NUL, not compressed (0, 0), no language, no translated keyword
+        _png_chunk(b"iTXt", keyword.encode() + b"\0\0\0\0\0" + text)
+        for keyword, text in texts.items()
+    )
+
+
+def jpeg_segments(*, recipe: str, parameters: str, xmp: bytes) -> bytes:
+    """The texts as Exif, XMP and comment segments, to stand after the JFIF head.
+
+    The recipe is always whole, in as many comments as it needs. The A1111 text must fit into
+    one Exif segment and is left out when it does not.
+    """
+    exif = b"Exif\0\0" + _exif_user_comment(parameters)
+    parts = [_segment(0xE1, exif)] if len(exif) <= _SEGMENT_LIMIT else []
+    parts.append(_segment(0xE1, _XMP_HEAD + xmp))
+    parts += [_segment(0xFE, comment) for comment in _comments(recipe)]
+    return b"".join(parts)
+
+
+def jpeg_insert_at(head: bytes) -> int | None:
+    """Where segments go in: after the JFIF head. None while `head` is too short to say."""
+    if len(head) < 6:
+        return None
+    if head[2:4] != b"\xff\xe0":
+        return 2
+    return 4 + int.from_bytes(head[4:6])
+
+
+def read_png(path: Path) -> tuple[int, int, list[str]]:
+    """Width, height and the texts of a PNG; no pixel is read.
+
+    Raises:
+        RequestError: If the file is truncated or damaged.
+    """
+    with path.open("rb") as file:
+        _check_end(file, path, _PNG_END)
+        file.seek(len(PNG_START))
+        chunks = _png_walk(file)
+        name, header = next(chunks, (b"", b""))
+        if name != b"IHDR" or len(header) != 13:
+            raise RequestError(f"{path} is damaged: it does not begin with a PNG header")
+        width_px, height_px = struct.unpack(">II", header[:8])
+        texts = [_png_text(name, body) for name, body in chunks]
+    return width_px, height_px, [text for text in texts if text]
+
+
+def read_jpeg(path: Path) -> tuple[int, int, list[str]]:
+    """Width, height and the comments of a JPEG; no pixel is read.
+
+    Raises:
+        RequestError: If the file is truncated or damaged.
+    """
+    size: tuple[int, int] | None = None
+    comments: list[bytes] = []
+    with path.open("rb") as file:
+        _check_end(file, path, _JPEG_END)
+        file.seek(2)
+        for marker, body in _jpeg_walk(file):
+            if marker in _FRAMES and len(body) >= 5:
+                size = (int.from_bytes(body[3:5]), int.from_bytes(body[1:3]))
+            elif marker == 0xFE:
+                comments.append(body)
+    if size is None:
+        raise RequestError(f"{path} is damaged: it has no JPEG frame header")
+    return *size, _joined(comments)
+
+
+def _png_chunk(name: bytes, body: bytes) -> bytes:
+    checksum = zlib.crc32(name + body)
+    return len(body).to_bytes(4) + name + body + checksum.to_bytes(4)
+
+
+def _png_walk(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Names and bodies of the header and text chunks; pixel data is jumped over."""
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        length, name = int.from_bytes(head[:4]), head[4:]
+        if name not in (b"IHDR", b"iTXt", b"tEXt") or length > _TEXT_LIMIT_BYTES:
+            file.seek(length + 4, 1)
+            continue
+        body = file.read(length)
+        if file.read(4) != zlib.crc32(name + body).to_bytes(4):
+            raise RequestError(f"{file.name} is damaged: wrong checksum of a PNG chunk")
+        yield name, body
+
+
+def _png_text(name: bytes, body: bytes) -> str:
+    keyword, _, rest = body.partition(b"\0")
+    if name == b"tEXt":
+        return rest.decode("latin-1")
+    if rest[:1] != b"\0":
+        return ""  # compressed: not ours
+    return rest[2:].split(b"\0", 2)[-1].decode(errors="replace")
+
+
+def _exif_user_comment(text: str) -> bytes:
+    """A TIFF structure with one entry, the Exif directory, with one entry, UserComment."""
+    value = b"UNICODE\0" + text.encode("utf-16-be")
+    head = b"MM\0*" + (8).to_bytes(4)
+    # A directory: count of entries (2), 12 bytes an entry, offset of the next (4).
+    exif_at, value_at = 8 + 18, 8 + 2 * 18
+    first = struct.pack(">HHHIII", 1, 0x8769, 4, 1, exif_at, 0)
+    second = struct.pack(">HHHIII", 1, 0x9286, 7, len(value), value_at, 0)
+    return head + first + second + value
+
+
+def _segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(body) + 2).to_bytes(2) + body
+
+
+def _comments(text: str) -> list[bytes]:
+    """The text in comments that say "part 1 of 3": a segment holds 64 KiB only."""
+    data = text.encode()
+    step = _SEGMENT_LIMIT - 100
+    pieces = [data[start : start + step] for start in range(0, len(data), step)]
+    heads = [f"{_COMMENT_MARK} {i}/{len(pieces)}\n" for i in range(1, len(pieces) + 1)]
+    return [head.encode() + piece for head, piece in zip(heads, pieces, strict=True)]
+
+
+def _joined(comments: list[bytes]) -> list[str]:
+    mark = _COMMENT_MARK.encode()
+    ours = [body.partition(b"\n")[2] for body in comments if body.startswith(mark)]
+    others = [body for body in comments if not body.startswith(mark)]
+    whole = [b"".join(ours)] if ours else []
+    return [body.decode(errors="replace") for body in whole + others]
+
+
+def _jpeg_walk(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Markers and bodies of the segments before the scan."""
+    while len(head := file.read(2)) == 2 and head[0] == 0xFF and head[1] != _SCAN:
+        length = int.from_bytes(file.read(2))
+        body = file.read(max(length - 2, 0))
+        if length < 2 or len(body) != length - 2:
+            raise RequestError(f"{file.name} is damaged: a JPEG segment is cut off")
+        yield head[1], body
+
+
+def _check_end(file: BinaryIO, path: Path, end: bytes) -> None:
+    size = file.seek(0, 2)
+    file.seek(max(size - len(end), 0))
+    if file.read() != end:
+        raise RequestError(f"{path} is truncated ({size} bytes); take a whole copy")
