@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from hirescli.errors import RequestError
@@ -96,11 +97,12 @@ def sizes(width_px: int, height_px: int, card: Card) -> tuple[tuple[int, int], .
     base = base_size(width_px, height_px, card)
     ratio = max(width_px / base[0], height_px / base[1])
     upscales = math.ceil(math.log2(ratio)) if ratio > 1 else 0
-    while True:
-        steps = _grow(base, (width_px, height_px), upscales, card.multiple_px)
-        if all(_grows_right(small, large) for small, large in zip(steps, steps[1:], strict=False)):
-            return steps
-        upscales += 1  # rounding to the multiple has pushed a ratio above 2
+    # Rounding to the multiple can push a ratio just above 2; one stage more mends that.
+    for count in (upscales, upscales + 1, upscales + 2):
+        grown = _grow(base, (width_px, height_px), count, card.multiple_px)
+        if all(_grows_right(small, large) for small, large in pairwise(grown)):
+            return grown
+    raise AssertionError(f"no stages for {width_px}x{height_px} px")
 
 
 def base_size(width_px: int, height_px: int, card: Card) -> tuple[int, int]:
@@ -147,13 +149,14 @@ def check_size(width_px: int, height_px: int, card: Card) -> None:
 
 def nearest_sizes(width_px: int, height_px: int, card: Card) -> list[tuple[int, int]]:
     """The one or two sizes nearest to the asked one that work, smaller first."""
+    multiple_px = card.multiple_px
     found = set()
-    for round_side in (math.floor, math.ceil):
+    for rounded in (math.floor, math.ceil):
         width, height = (
-            min(max(round_side(side_px / card.multiple_px) * card.multiple_px, card.min_px), _top(card))
+            _within(rounded(side_px / multiple_px) * multiple_px, card)
             for side_px in (width_px, height_px)
         )
-        shortest = math.ceil(max(width, height) / MAX_ASPECT / card.multiple_px) * card.multiple_px
+        shortest = math.ceil(max(width, height) / MAX_ASPECT / multiple_px) * multiple_px
         found.add((max(width, shortest), max(height, shortest)))
     return sorted(found)
 
@@ -170,8 +173,11 @@ def native_warning(width_px: int, height_px: int, card: Card) -> str | None:
 
 def _stage(index: int, size: tuple[int, int], recipe: Recipe, card: Card) -> Stage:
     width_px, height_px = size
-    assert recipe.strengths and recipe.steps and recipe.upscale_steps
-    assert recipe.guidance_scale and recipe.upscale_guidance_scale
+    assert recipe.strengths is not None
+    assert recipe.steps is not None
+    assert recipe.upscale_steps is not None
+    assert recipe.guidance_scale is not None
+    assert recipe.upscale_guidance_scale is not None
     base = index == 0
     return Stage(
         index=index,
@@ -227,5 +233,6 @@ def _nearest(side_px: float, multiple_px: int) -> int:
     return max(multiple_px, math.floor(side_px / multiple_px + 0.5) * multiple_px)
 
 
-def _top(card: Card) -> int:
-    return MAX_SIDE_PX // card.multiple_px * card.multiple_px
+def _within(side_px: int, card: Card) -> int:
+    highest_px = MAX_SIDE_PX // card.multiple_px * card.multiple_px
+    return min(max(side_px, card.min_px), highest_px)

@@ -67,7 +67,7 @@ def format_for(path: Path | None, stated: str | None = None) -> FormatName:
         assert path is not None
         raise RequestError(
             f'output "{path.name}" is {by_suffix.name} by its suffix, but the format asked for '
-            f"is {by_words.name}; name it {path.stem}{by_words.suffixes[0]} or leave the format out"
+            f"is {by_words.name}; name it {path.stem}{by_words.suffixes[0]}"
         )
     chosen = by_words or by_suffix or FORMATS[DEFAULT_FORMAT]
     if not chosen.written:

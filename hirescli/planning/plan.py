@@ -81,9 +81,7 @@ class Plan:
         """The plan as JSON."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent)
 
-    def validate(
-        self, machine: Machine, output: Path, overwrite: bool = False
-    ) -> ValidatedPlan:
+    def validate(self, machine: Machine, output: Path, overwrite: bool = False) -> ValidatedPlan:
         """Check the plan against a machine and an output; nothing is written.
 
         Raises:
@@ -143,7 +141,7 @@ class ValidatedPlan:
         runner: Callable[[Sequence[ValidatedPlan], Listener | None], Sequence[T]],
         listener: Listener | None = None,
     ) -> T:
-        """Run the plan with `hirescli.cascade.run.run` (given, since planning imports no torch)."""
+        """Run the plan with `hirescli.cascade.run.run`: given, since planning imports no torch."""
         (result,) = runner([self], listener)
         return result
 
