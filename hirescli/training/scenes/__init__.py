@@ -13,6 +13,7 @@ from PIL import Image
 from hirescli.training.scenes.aerial import islands
 from hirescli.training.scenes.captions import captions
 from hirescli.training.scenes.clouds import sky
+from hirescli.training.scenes.grounds import canyon, dunes, hills, mountains
 from hirescli.training.scenes.materials import stone, wood
 from hirescli.training.scenes.palette import tone_map
 from hirescli.training.scenes.space import galaxy, nebula
@@ -22,6 +23,10 @@ from hirescli.training.scenes.water import sea
 Painter = Callable[[np.random.Generator, int, str], Painting]
 
 _PAINTERS: dict[str, Painter] = {
+    "mountains": mountains,
+    "dunes": dunes,
+    "canyon": canyon,
+    "hills": hills,
     "sea": sea,
     "sky": sky,
     "nebula": nebula,

@@ -32,7 +32,7 @@ def add_stars(
     linear: Picture, rng: np.random.Generator, *, count: float, size: float, gain: float
 ) -> None:
     """Add round stars in place; `count` per picture, `size` in picture widths at 1/512."""
-    px = linear.shape[0]
+    height, px = linear.shape[:2]
     number = int(rng.poisson(count))
     if number == 0:
         return
@@ -47,14 +47,14 @@ def add_stars(
     gx = np.exp(-((columns + 0.5 - x[:, None]) ** 2) / (2 * sigma**2))
     gy = np.exp(-((rows + 0.5 - y[:, None]) ** 2) / (2 * sigma**2))
     stamp = gy[:, :, None] * gx[:, None, :] * light[:, None, None]
-    inside = ((rows >= 0) & (rows < px))[:, :, None] & ((columns >= 0) & (columns < px))[:, None]
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < px))[:, None]
     flat = (rows[:, :, None] * px + columns[:, None, :])[inside]
     owner = np.broadcast_to(np.arange(number)[:, None, None], stamp.shape)[inside]
     values = stamp[inside]
     plane = linear.reshape(-1, 3)
     for channel in range(3):
         weights = values * tint[owner, channel]
-        plane[:, channel] += np.bincount(flat, weights, px * px).astype(np.float32)
+        plane[:, channel] += np.bincount(flat, weights, height * px).astype(np.float32)
 
 
 def add_spiked_star(
