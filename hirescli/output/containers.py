@@ -46,15 +46,17 @@ def png_chunks(*, recipe: str, parameters: str, xmp: bytes, recipe_key: str) -> 
     )
 
 
-def jpeg_segments(*, recipe: str, parameters: str, xmp: bytes) -> bytes:
+def jpeg_segments(*, recipe: str, parameters: str, xmp: bytes, dpi: float) -> bytes:
     """The texts as Exif, XMP and comment segments, to stand after the JFIF head.
 
     The recipe is always whole, in as many comments as it needs. The A1111 text must fit into
-    one Exif segment and is left out when it does not.
+    one Exif segment and is left out when it does not. Exif repeats the resolution of the JFIF
+    head: readers that find Exif without one assume 72 dpi.
     """
-    exif = b"Exif\0\0" + _exif_user_comment(parameters)
-    parts = [_segment(0xE1, exif)] if len(exif) <= _SEGMENT_LIMIT else []
-    parts.append(_segment(0xE1, _XMP_HEAD + xmp))
+    exif = _exif(parameters, dpi=dpi)
+    if len(exif) > _SEGMENT_LIMIT:
+        exif = _exif("", dpi=dpi)
+    parts = [_segment(0xE1, exif), _segment(0xE1, _XMP_HEAD + xmp)]
     parts += [_segment(0xFE, comment) for comment in _comments(recipe)]
     return b"".join(parts)
 
@@ -126,7 +128,7 @@ def _png_walk(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _png_text(name: bytes, body: bytes) -> str:
-    keyword, _, rest = body.partition(b"\0")
+    rest = body.partition(b"\0")[2]
     if name == b"tEXt":
         return rest.decode("latin-1")
     if rest[:1] != b"\0":
@@ -134,15 +136,22 @@ def _png_text(name: bytes, body: bytes) -> str:
     return rest[2:].split(b"\0", 2)[-1].decode(errors="replace")
 
 
-def _exif_user_comment(text: str) -> bytes:
-    """A TIFF structure with one entry, the Exif directory, with one entry, UserComment."""
-    value = b"UNICODE\0" + text.encode("utf-16-be")
-    head = b"MM\0*" + (8).to_bytes(4)
-    # A directory: count of entries (2), 12 bytes an entry, offset of the next (4).
-    exif_at, value_at = 8 + 18, 8 + 2 * 18
-    first = struct.pack(">HHHIII", 1, 0x8769, 4, 1, exif_at, 0)
-    second = struct.pack(">HHHIII", 1, 0x9286, 7, len(value), value_at, 0)
-    return head + first + second + value
+def _exif(comment: str, *, dpi: float) -> bytes:
+    """Exif, which is a small TIFF: resolution, and a directory with UserComment."""
+    value = b"UNICODE\0" + comment.encode("utf-16-be")
+    # A directory: count of entries (2), 12 bytes an entry, offset of the next one (4).
+    exif_at = 8 + 2 + 4 * 12 + 4
+    rational_at = exif_at + 2 + 12 + 4
+    head = b"MM\0*" + struct.pack(">IH", 8, 4)
+    entries = (
+        struct.pack(">HHII", 0x011A, 5, 1, rational_at)  # XResolution
+        + struct.pack(">HHII", 0x011B, 5, 1, rational_at)  # YResolution
+        + struct.pack(">HHIHH", 0x0128, 3, 1, 2, 0)  # ResolutionUnit: inch
+        + struct.pack(">HHII", 0x8769, 4, 1, exif_at)  # the Exif directory
+    )
+    exif = struct.pack(">IHHHIII", 0, 1, 0x9286, 7, len(value), rational_at + 8, 0)
+    rational = struct.pack(">II", round(dpi * 1000), 1000)
+    return b"Exif\0\0" + head + entries + exif + rational + value
 
 
 def _segment(marker: int, body: bytes) -> bytes:

@@ -168,13 +168,12 @@ def _save_tiff(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts 
 
 
 def _save_png(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts | None) -> None:
-    fields = {} if texts is None else _fields(texts) | {"recipe_key": RECIPE_KEY}
-    chunks = png_chunks(**fields) if fields else b""
+    chunks = png_chunks(**_fields(texts), recipe_key=RECIPE_KEY) if texts else b""
     _save_stream(image, partial, ".png", chunks, lambda head: PNG_INSERT_AT)
 
 
 def _save_jpeg(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts | None) -> None:
-    segments = jpeg_segments(**_fields(texts)) if texts else b""
+    segments = jpeg_segments(**_fields(texts), dpi=recipe.dpi) if texts else b""
     _save_stream(image, partial, ".jpg", segments, jpeg_insert_at, Q=recipe.quality)
 
 

@@ -180,12 +180,12 @@ def _levels(tiff: TiffFile) -> int:
 
 
 def _facts(
-    path: Path, format: str, width_px: int, height_px: int, texts: list[str], levels: int = 1
+    path: Path, kind: str, width_px: int, height_px: int, texts: list[str], levels: int = 1
 ) -> ImageFacts:
     recipes = [_embedded(text, source=str(path)) for text in texts]
     return ImageFacts(
         path=path,
-        format=format,
+        format=kind,
         width_px=width_px,
         height_px=height_px,
         bytes=path.stat().st_size,

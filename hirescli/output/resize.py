@@ -41,7 +41,7 @@ class ArrayRows:
     """A picture in memory, (height, width, 3), as a `RowSource`."""
 
     def __init__(self, picture: NDArray[Any]) -> None:
-        assert picture.ndim == 3 and picture.shape[2] == 3, f"shape {picture.shape}"
+        assert picture.shape[2:] == (3,), f"shape {picture.shape}"
         self._picture = picture
         self.height_px, self.width_px = picture.shape[:2]
 

@@ -42,7 +42,14 @@ class Spool:
     """
 
     def __init__(
-        self, path: Path, descriptor: int, *, width_px: int, height_px: int, bits: Bits, offset: int
+        self,
+        path: Path,
+        descriptor: int,
+        *,
+        width_px: int,
+        height_px: int,
+        bits: Bits,
+        offset: int,
     ) -> None:
         self.path = path
         self.width_px = width_px
@@ -115,7 +122,7 @@ class Spool:
         expected = (rows.shape[0], self.width_px, 3)
         assert rows.shape == expected, f"rows {rows.shape}, spool takes {expected}"
         assert rows.dtype == f"uint{self.bits}", f"{rows.dtype} rows into {self.bits} bits"
-        assert 0 <= y0 and y0 + rows.shape[0] <= self.height_px, f"rows from {y0} are outside"
+        self._assert_inside(y0, rows.shape[0])
         # The file is little-endian on every machine: same recipe, same bytes.
         ordered = np.ascontiguousarray(rows, dtype=f"<u{self.bits // 8}")
         try:
@@ -127,7 +134,7 @@ class Spool:
         """Read `n` rows from `y0`: (n, width_px, 3), uint8 or uint16."""
         import numpy as np
 
-        assert 0 <= y0 and n >= 0 and y0 + n <= self.height_px, f"rows {y0}+{n} are outside"
+        self._assert_inside(y0, n)
         rows = np.empty((n, self.width_px, 3), dtype=f"<u{self.bits // 8}")
         try:
             _pread_all(self._descriptor, memoryview(rows).cast("B"), self._place(y0))
@@ -158,6 +165,10 @@ class Spool:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _assert_inside(self, y0: int, n: int) -> None:
+        inside = 0 <= y0 <= y0 + n <= self.height_px
+        assert inside, f"rows {y0} to {y0 + n} are outside of {self.height_px}"
 
     def _place(self, y0: int) -> int:
         return self._offset + y0 * self.row_bytes

@@ -1,0 +1,1 @@
+"""What stays beside an output while it is made: the run directory."""
