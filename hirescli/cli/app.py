@@ -1,0 +1,131 @@
+"""The command `hires`: its commands, and how errors and signals become exit codes.
+
+Exit codes: 0 done, 2 the request is wrong, 1 it failed, 130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from hirescli.cli import bench, doctor, generate, info, plan, presets, train
+from hirescli.cli.interrupt import Interrupted, interruptible
+from hirescli.cli.options import paragraphs
+from hirescli.errors import HiresError
+
+app = typer.Typer(
+    name="hires",
+    help="Make ultra-high-resolution images from a prompt, on one machine.",
+    epilog="Exit codes: 0 done, 2 the request is wrong, 1 it failed, 130 or 143 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for name, command in (
+    ("generate", generate.generate),
+    ("plan", plan.plan),
+    ("info", info.info),
+    ("doctor", doctor.doctor),
+    ("bench", bench.bench),
+):
+    app.command(name, help=paragraphs(command.__doc__))(command)
+app.add_typer(presets.app, name="presets")
+app.add_typer(train.app, name="train")
+
+
+def main() -> None:
+    """Entry point of the command `hires` and of `python -m hirescli`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line.
+
+    Args:
+        args: The words after `hires`.
+
+    Returns:
+        The exit code.
+    """
+    _prepare_streams()
+    try:
+        with interruptible():
+            code = _invoke(args)
+            sys.stdout.flush()
+        return code
+    except Interrupted as interrupted:
+        say(f"interrupted by {interrupted}; the same command starts again", kind="note")
+        return interrupted.exit_code
+    except BrokenPipeError:
+        _drop_stdout()  # whoever read our output has seen enough
+        return 1
+
+
+def _invoke(args: Sequence[str]) -> int:
+    try:
+        code = get_command(app).main(list(args), prog_name="hires", standalone_mode=False)
+    except HiresError as error:
+        say(str(error))
+        return error.exit_code
+    except typer.TyperException as error:  # the words themselves are wrong: no such option, ...
+        say(_with_help_hint(error))
+        return error.exit_code
+    except typer.Abort:
+        return 1
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    return code if isinstance(code, int) else 0
+
+
+def say(message: str, *, kind: str = "error") -> None:
+    """Write one message to stderr, with control characters made visible."""
+    shown = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in message)
+    with contextlib.suppress(OSError):  # nobody listens; the exit code still speaks
+        print(f"{kind}: {shown}", file=sys.stderr, flush=True)
+
+
+def _with_help_hint(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    hint = f"\nSee: {context.command_path} --help" if context is not None else ""
+    return f"{error.format_message()}{hint}"
+
+
+def _prepare_streams() -> None:
+    """Missing streams (`>&-`) become the null device; odd bytes in file names pass through."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (lives as long as we do)
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="surrogateescape")
+
+
+def _drop_stdout() -> None:
+    """Point stdout at the null device, so that the interpreter's last flush stays silent."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+@app.callback()
+def _hires(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and end.", is_eager=True),
+    ] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"hires {installed('hirescli')}")
+        raise typer.Exit
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""`hires plan`: what a request takes, without running it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hirescli.cli.options import RequestOptions, takes_request
+from hirescli.errors import HiresError, RequestError
+
+if TYPE_CHECKING:
+    from hirescli.cli.request import Image
+    from hirescli.planning.machine import Machine
+
+
+@takes_request
+def plan(
+    request: RequestOptions,
+    json_: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object per image; memory in bytes."),
+    ] = False,
+) -> None:
+    """Show stages, steps, memory, disk and time of a request, and whether this machine can run it.
+
+    Takes the options of `hires generate` and loads no model. Ends with 2 if the request cannot
+    run here.
+    """
+    from hirescli.cli.request import images
+    from hirescli.planning.machine import Machine
+
+    machine = Machine.detect()
+    all_images = images(request, machine)
+    problem = first_problem(all_images, machine)
+    show(all_images, problem, as_json=json_)
+    if problem is not None:
+        raise problem
+
+
+def first_problem(all_images: Sequence[Image], machine: Machine) -> HiresError | None:
+    """Why the first image that cannot run here cannot; an existing output is no obstacle."""
+    for image in all_images:
+        try:
+            image.plan.validate(machine, image.output, overwrite=True)
+        except RequestError as error:
+            return error
+    return None
+
+
+def show(all_images: Sequence[Image], problem: HiresError | None, *, as_json: bool) -> None:
+    """Print the plans as tables or as JSON lines."""
+    if as_json:
+        for image in all_images:
+            found = {"output": str(image.output), "problem": problem and str(problem)}
+            print(json.dumps(found | image.plan.to_dict()))
+        return
+    from hirescli.cli.render import console, plan_lines, plan_table
+
+    out = console()
+    for image in all_images:
+        out.print(plan_table(image.plan))
+        for line in plan_lines(image.plan, image.output):
+            out.print(line, soft_wrap=True)
+        for warning in image.plan.warnings:
+            out.print(f"warning   {warning}", soft_wrap=True)

@@ -1,0 +1,253 @@
+"""Listeners: events become a progress display, plain lines, or JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from hirescli import events
+from hirescli.cli.render import console
+from hirescli.events import Event, Listener, event_dict
+from hirescli.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from hirescli.planning.plan import Plan
+
+# ru_maxrss counts KiB on Linux and bytes on macOS.
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+class Work:
+    """How much of an image is done, in the planned operations of its stages.
+
+    Args:
+        plan: Of the image.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._totals: dict[tuple[int, str], float] = {}
+        for cost in plan.stage_costs:
+            stage = cost.stage
+            px = stage.width_px * stage.height_px
+            decode = px * plan.card.decoder_flops_per_px
+            encode = px * plan.card.encoder_flops_per_px if stage.kind == "upscale" else 0.0
+            self._totals[stage.index, "encode"] = encode
+            self._totals[stage.index, "decode"] = decode
+            self._totals[stage.index, "denoise"] = max(cost.flops - encode - decode, 0.0)
+        self._done = dict.fromkeys(self._totals, 0.0)
+
+    @property
+    def fraction(self) -> float:
+        """Part of the operations that is done, 0 to 1."""
+        return sum(self._done.values()) / (sum(self._totals.values()) or 1.0)
+
+    def take(self, event: Event) -> None:
+        """Count what an event reports; events of other kinds change nothing."""
+        if isinstance(event, events.StepDone):
+            self._set(event.stage_index, "denoise", event.step / event.steps)
+        elif isinstance(event, events.RowsEncoded):
+            self._set(event.stage_index, "encode", event.rows / event.rows_total)
+        elif isinstance(event, events.RowsDecoded):
+            self._set(event.stage_index, "decode", event.rows / event.rows_total)
+        elif isinstance(event, events.StageDone):
+            for part in ("encode", "denoise", "decode"):
+                self._set(event.index, part, 1.0)
+
+    def _set(self, index: int, part: str, fraction: float) -> None:
+        self._done[index, part] = self._totals.get((index, part), 0.0) * fraction
+
+
+def seconds_left(elapsed_seconds: float, fraction: float, planned_seconds: float) -> float:
+    """Time left: planned at first, measured as more is done.
+
+    Both are weighed by what is done, so that the first fast step does not promise too much.
+    """
+    planned = max(planned_seconds - elapsed_seconds, 0.0)
+    if fraction <= 0:
+        return planned
+    measured = elapsed_seconds / fraction * (1 - fraction)
+    trust = min(fraction * 10, 1.0)  # the measured speed alone counts from a tenth on
+    return trust * measured + (1 - trust) * planned
+
+
+@contextmanager
+def listening(*, as_json: bool, quiet: bool) -> Iterator[Listener]:
+    """The listener that fits: JSON lines, warnings only, a live display, or plain lines."""
+    stderr = console(sys.stderr)
+    if as_json:
+        yield JsonLines()
+    elif quiet:
+        yield Lines(stderr, only_warnings=True)
+    elif stderr.is_terminal and not stderr.is_dumb_terminal:
+        with Display(stderr) as display:
+            yield display
+    else:
+        yield Lines(stderr)
+
+
+class JsonLines:
+    """Every event as one JSON object on stdout; a reader who left does not end the run."""
+
+    def __call__(self, event: Event) -> None:
+        """Print one event."""
+        write_line(json.dumps(event_dict(event)))
+
+
+def write_line(text: str) -> None:
+    """Print to stdout at once. Nobody reading is no reason to lose hours of work."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
+
+
+class Lines:
+    """Plain lines, for logs and terminals that cannot redraw.
+
+    Args:
+        out: Where to print.
+        only_warnings: Whether to leave out all else.
+    """
+
+    def __init__(self, out: Console, *, only_warnings: bool = False) -> None:
+        self._out = out
+        self._only_warnings = only_warnings
+        self._label = ""
+        self._warned: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        """Print the line of one event, if it has one."""
+        if isinstance(event, events.Warned):
+            if event.message not in self._warned:
+                self._warned.add(event.message)
+                self._print(f"warning: {event.message}")
+        elif not self._only_warnings:
+            line = self._line(event)
+            if line is not None:
+                self._print(line)
+
+    def _line(self, event: Event) -> str | None:
+        if isinstance(event, events.StageStarted):
+            self._label = stage_label(event)
+            return f"{self._label}, {event.steps} steps"
+        if isinstance(event, events.StageDone):
+            return f"{self._label}: {format_seconds(event.seconds)}"
+        return closing_line(event)
+
+    def _print(self, line: str) -> None:
+        try:
+            self._out.print(line, soft_wrap=True)
+        except BrokenPipeError:
+            self._only_warnings = True
+
+
+def stage_label(event: events.StageStarted) -> str:
+    """A stage in a few words, such as "stage 2/3 upscale 1024x512"."""
+    size = f"{event.width_px}x{event.height_px}"
+    return f"stage {event.index + 1}/{event.count} {event.kind} {size}"
+
+
+def closing_line(event: Event) -> str | None:
+    """The line of an event after the last stage, None for others."""
+    if isinstance(event, events.Finalising):
+        return f"making the {event.format} file"
+    if isinstance(event, events.FileWritten):
+        return f"wrote {event.path} ({format_bytes(event.bytes)})"
+    if isinstance(event, events.RunDone):
+        peak = format_bytes(event.peak_rss_bytes)
+        return f"done in {format_seconds(event.seconds)}, peak memory {peak}"
+    return None
+
+
+class Display:
+    """A live display: a bar for the image and one for the work under way, above it what is done.
+
+    Args:
+        out: A terminal.
+    """
+
+    def __init__(self, out: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lines = Lines(out)
+        self._clock = clock
+        self._started = clock()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=out,
+            transient=True,
+        )
+        self._work: Work | None = None
+        self._planned_seconds = 0.0
+        self._image = self._progress.add_task("image", total=1.0, note="loading the model")
+        self._part = self._progress.add_task("", total=1.0, note="", visible=False)
+        self._stage = ""
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, events.RunStarted):
+            self._begin(event.plan)
+        elif isinstance(event, events.StageStarted):
+            self._stage = stage_label(event)
+            self._show_part("starts", 0, 1)
+        elif isinstance(event, events.StepDone):
+            self._show_part("step", event.step, event.steps)
+        elif isinstance(event, events.RowsEncoded):
+            self._show_part("encoded rows", event.rows, event.rows_total)
+        elif isinstance(event, events.RowsDecoded):
+            self._show_part("decoded rows", event.rows, event.rows_total)
+        elif isinstance(event, events.StageDone):
+            self._progress.console.print(f"{self._stage}: {format_seconds(event.seconds)}")
+        else:
+            self._closing(event)
+        self._count(event)
+
+    def _begin(self, plan: object) -> None:
+        # A run knows its validated plan, a planner's caller the plan itself.
+        inner: Plan = getattr(plan, "plan", plan)  # type: ignore[assignment]
+        self._work, self._planned_seconds = Work(inner), inner.seconds
+        self._started = self._clock()
+        self._progress.update(self._image, completed=0.0, note="")
+
+    def _show_part(self, what: str, done: int, total: int) -> None:
+        note = f"{what} {done}/{total}" if total > 1 else what
+        self._progress.update(
+            self._part, description=self._stage, completed=done, total=total, note=note,
+            visible=True,
+        )  # fmt: skip
+
+    def _closing(self, event: Event) -> None:
+        if isinstance(event, events.Finalising):
+            self._progress.update(self._part, description=closing_line(event), total=None, note="")
+        else:
+            self._lines(event)
+
+    def _count(self, event: Event) -> None:
+        if self._work is None:
+            return
+        self._work.take(event)
+        fraction = self._work.fraction
+        left = seconds_left(self._clock() - self._started, fraction, self._planned_seconds)
+        note = f"{format_seconds(left)} left, peak memory {format_bytes(_peak_rss_bytes())}"
+        self._progress.update(self._image, completed=fraction, note=note)
+
+
+def _peak_rss_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT

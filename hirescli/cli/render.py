@@ -1,0 +1,79 @@
+"""What people see: consoles, and tables of plans and results."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from hirescli.units import format_bytes, format_pixels, format_seconds
+
+if TYPE_CHECKING:
+    from hirescli.planning.cost import StageCost
+    from hirescli.planning.plan import Plan
+
+_PLAIN_WIDTH = 100  # where no terminal says how wide it is
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A console on stdout or the given stream: no markup, no colour unless a terminal shows it."""
+    stream = stream or sys.stdout
+    width = None if stream.isatty() else _PLAIN_WIDTH
+    plain = "NO_COLOR" in os.environ
+    return Console(
+        file=stream, width=width, no_color=plain, highlight=False, markup=False, emoji=False,
+        soft_wrap=False,
+    )  # fmt: skip
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table; the columns named in `right` are aligned to the right."""
+    made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def plan_table(plan: Plan) -> Table:
+    """The stages of a plan with size, steps, memory and time."""
+    numbers = ("steps", "strength", "guidance", "memory", "time")
+    made = table("stage", "size", "latent", *numbers, right=numbers)
+    for cost in plan.stage_costs:
+        made.add_row(*_stage_row(cost))
+    return made
+
+
+def plan_lines(plan: Plan, output: Path) -> list[str]:
+    """What a plan needs in all, one fact a line."""
+    recipe = plan.recipe
+    budget = format_bytes(plan.budget_bytes)
+    return [
+        f"output    {output} ({recipe.format}, "
+        f"{format_pixels(recipe.width_px, recipe.height_px)}, seed {recipe.seed})",
+        f"model     {plan.card.name}, revision {recipe.revision}, {recipe.dtype}, "
+        f"{recipe.scheduler}, method {recipe.method}",
+        f"memory    host {format_bytes(plan.peak_memory_bytes)} of a budget of {budget}; "
+        f"device {format_bytes(plan.store_bytes['device'])}; bands of {plan.rows} latent rows",
+        f"disk      {format_bytes(plan.disk_bytes)} beside the output",
+        f"time      about {format_seconds(plan.seconds)} ({plan.flops / 1e12:.1f} TFLOP)",
+    ]
+
+
+def _stage_row(cost: StageCost) -> tuple[str, ...]:
+    stage = cost.stage
+    return (
+        f"{stage.index + 1} {stage.kind}",
+        f"{stage.width_px}x{stage.height_px}",
+        f"{stage.latent_width}x{stage.latent_height}",
+        str(stage.steps),
+        "" if stage.strength is None else f"{stage.strength:g}",
+        f"{stage.guidance_scale:g}",
+        format_bytes(cost.memory.peak_bytes),
+        format_seconds(cost.seconds),
+    )

@@ -1,0 +1,146 @@
+"""From options to plans: preset, recipe file and flags become one recipe per image."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hirescli.cli.options import RequestOptions
+from hirescli.errors import RequestError
+
+if TYPE_CHECKING:
+    from hirescli.planning.machine import Machine
+    from hirescli.planning.plan import Plan
+    from hirescli.recipe import Recipe
+
+_STDIN = "-"
+_MOST_STDIN_BYTES = 10**6  # a prompt, not a file by mistake
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image of a request: what is planned, and where it goes."""
+
+    plan: Plan
+    output: Path
+
+
+def images(options: RequestOptions, machine: Machine) -> tuple[Image, ...]:
+    """The images that a request asks for, one per seed.
+
+    Raises:
+        RequestError: If the request is wrong; nothing was loaded or written.
+    """
+    from hirescli.models.registry import find_card
+    from hirescli.planning.plan import make_plan
+    from hirescli.units import parse_bytes
+
+    memory_bytes = None if options.memory is None else parse_bytes(options.memory)
+    recipes = _recipes(options)
+    outputs = [_output(options.output, recipe, several=len(recipes) > 1) for recipe in recipes]
+    return tuple(
+        Image(
+            make_plan(recipe, find_card(recipe.model), memory_bytes=memory_bytes, machine=machine),
+            output,
+        )
+        for recipe, output in zip(recipes, outputs, strict=True)
+    )
+
+
+def _recipes(options: RequestOptions) -> tuple[Recipe, ...]:
+    from hirescli.recipe import Recipe
+
+    flags = _flags(options)
+    fragments = [*_recipe_file(options.recipe), *_preset(options.preset), flags]
+    fragments = [_default_size(fragments), *fragments]
+    seeds = options.seed or []
+    doubled = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if doubled:
+        raise RequestError(f"seed {doubled[0]} is given twice; give each seed once")
+    per_seed: list[dict[str, Any]] = [{"seed": seed} for seed in seeds] or [{}]
+    return tuple(
+        Recipe.from_fragments(*fragments, seed, source="the request") for seed in per_seed
+    )
+
+
+def _flags(options: RequestOptions) -> dict[str, Any]:
+    """The flags; a suffix of `--output` says a format as `--format` does."""
+    from hirescli.planning.formats import format_for
+
+    if options.prompt == _STDIN:
+        options = dataclasses.replace(options, prompt=_prompt_from_stdin())
+    flags = options.fragment()
+    named = _named_file(options.output)
+    if named is not None or "format" in flags:
+        flags["format"] = format_for(named, flags.get("format"))
+    return flags
+
+
+def _prompt_from_stdin() -> str:
+    data = sys.stdin.buffer.read(_MOST_STDIN_BYTES + 1)
+    if len(data) > _MOST_STDIN_BYTES:
+        raise RequestError(
+            f"the prompt on stdin has more than {_MOST_STDIN_BYTES} bytes; give a shorter one"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"the prompt on stdin is not UTF-8 (byte {error.start}); convert it"
+        ) from error
+
+
+def _recipe_file(path: Path | None) -> list[Mapping[str, Any]]:
+    if path is None:
+        return []
+    if path.suffix.lower() == ".json":  # the common case needs no image library
+        from hirescli.recipe import read_recipe_file
+
+        return [read_recipe_file(path)]
+    from hirescli.output.metadata import read_recipe
+
+    return [read_recipe(path)]
+
+
+def _preset(name: str | None) -> list[Mapping[str, Any]]:
+    if name is None:
+        return []
+    from hirescli import presets
+
+    return [presets.load(name).fragment]
+
+
+def _default_size(fragments: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """The model's native square if nobody says a size; half a size said is left to the recipe."""
+    from hirescli.models.registry import find_card
+    from hirescli.recipe import Recipe
+
+    said: dict[str, Any] = {}
+    for fragment in fragments:
+        said |= fragment
+    if any(said.get(key) is not None for key in ("size", "width_px", "height_px")):
+        return {}
+    card = find_card(said.get("model") or Recipe.model_fields["model"].default)
+    return {"size": card.native_px}
+
+
+def _named_file(output: str | None) -> Path | None:
+    """`--output` as a file, None if it names a folder or nothing."""
+    if output is None or output.endswith("/") or Path(output).is_dir():
+        return None
+    return Path(output)
+
+
+def _output(output: str | None, recipe: Recipe, *, several: bool) -> Path:
+    from hirescli.planning.formats import default_output
+
+    named = _named_file(output)
+    if named is None:
+        return Path(output or "") / default_output(recipe)
+    if several and "{seed}" not in named.name:
+        named = named.with_name(f"{named.stem}-seed{{seed}}{named.suffix}")
+    return named.with_name(named.name.replace("{seed}", str(recipe.seed)))

@@ -1,0 +1,1 @@
+"""Measuring what the program does; never imported by generation."""
