@@ -11,11 +11,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from hirescli.training.scenes.aerial import islands
+from hirescli.training.scenes.aurora import aurora
 from hirescli.training.scenes.captions import captions
 from hirescli.training.scenes.clouds import sky
+from hirescli.training.scenes.forest import forest
 from hirescli.training.scenes.grounds import canyon, dunes, hills, mountains
 from hirescli.training.scenes.materials import stone, wood
 from hirescli.training.scenes.palette import tone_map
+from hirescli.training.scenes.planets import planet
 from hirescli.training.scenes.space import galaxy, nebula
 from hirescli.training.scenes.view import ZOOMS, Painting
 from hirescli.training.scenes.water import sea
@@ -27,10 +30,13 @@ _PAINTERS: dict[str, Painter] = {
     "dunes": dunes,
     "canyon": canyon,
     "hills": hills,
+    "forest": forest,
+    "aurora": aurora,
     "sea": sea,
     "sky": sky,
     "nebula": nebula,
     "galaxy": galaxy,
+    "planet": planet,
     "islands": islands,
     "stone": stone,
     "wood": wood,

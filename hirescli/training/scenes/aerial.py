@@ -15,7 +15,7 @@ def islands(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     kind = str(rng.choice(["one island", "many islands", "a coast"]))
     x, y = view.grid()
     k = np.float32(1 / view.factor**0.5)
-    relief = view.fractal(rng, beta=1.75, cycles=2.0) * k
+    relief = view.fractal(rng, beta=2.15, cycles=2.2) * k
     form = -0.35 + 0 * (x + y)
     if zoom != "wide":
         form = np.zeros((px, px), np.float32) + np.float32(rng.uniform(-0.1, 0.3) * k)
@@ -34,7 +34,7 @@ def islands(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     height = (form + relief * np.float32(amount if zoom == "wide" else 0.8)).astype(np.float32)
     scale = np.float32(1.0 if zoom == "wide" else k)
     height = height / scale
-    bed = view.fractal(rng, beta=1.6, cycles=7.0)
+    bed = view.fractal(rng, beta=1.8, cycles=5.0)
     depth = height + 0.10 * bed
     linear = ramp(depth, [(-2.2, "#04285c"), (-1.2, "#07468a"), (-0.7, "#0a76a8"),
                           (-0.35, "#16b0bc"), (-0.12, "#5fe0d4"), (0.0, "#b4f4e4")])
@@ -43,11 +43,11 @@ def islands(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     surf = np.exp(-(((height + 0.05 + 0.02 * ripple) / 0.03) ** 2))
     linear = mix(linear, rgb("#ffffff"), surf * smoothstep(-0.8, 0.8, bed) * 0.85)
     land = smoothstep(-0.012, 0.012, height)
-    detail = view.fractal(rng, beta=1.1, cycles=22.0)
+    detail = view.fractal(rng, beta=1.5, cycles=14.0)
     up = height + 0.09 * detail
-    gy, gx = np.gradient(up + 0.05 * view.fractal(rng, beta=0.9, cycles=60.0))
+    gy, gx = np.gradient(up + 0.02 * view.fractal(rng, beta=1.1, cycles=50.0))
     slope = np.float32(px / 256 * view.factor**0.5)
-    shade = np.clip(1 + (gx * np.float32(0.8) + gy * np.float32(0.6)) * -7 * slope, 0.25, 1.9)
+    shade = np.clip(1 + (gx * np.float32(0.8) + gy * np.float32(0.6)) * -5 * slope, 0.25, 1.9)
     ground = ramp(up, [(0.0, "#e0cc98"), (0.10, "#f2e2b4"), (0.16, "#8fa050"),
                        (0.24, "#3c7a2c"), (0.7, "#1f5a22"), (1.3, "#3e6a30"),
                        (1.7, "#7a7458"), (2.3, "#a09880")])

@@ -176,8 +176,9 @@ def compose(
     rng: np.random.Generator, view: View, relief: Relief, camera: Camera, setting: Setting,
     colouring: Colouring, *, water: float, rough: float, fog: float, cloud: float,
     ripples: Callable[[Ground], tuple[Field, Field]] | None = None,
+    lights: Callable[[Field, Field], Picture] | None = None,
 ) -> tuple[Picture, Hit]:
-    """Draw sky, ground and lake of a landscape."""
+    """Draw sky (with `lights` added to it, if given), ground and lake of a landscape."""
     hit = look(relief, camera, view, water=water, rough=rough)
     gx, gy = view.grid()
     x, y = (np.ascontiguousarray(a) for a in np.broadcast_arrays(gx, gy))
@@ -187,6 +188,8 @@ def compose(
         sun = setting.sun if setting.shown else (setting.sun[0] * 3 - 1, setting.sun[1])
         linear[:sky_rows] = sky_above(rng, view, setting.light, sun, camera.horizon,
                                       x[:sky_rows], y[:sky_rows], cloud)
+        if lights is not None:
+            linear[:sky_rows] += lights(x[:sky_rows], y[:sky_rows])
     if hit.ground.any():
         linear[hit.ground] = paint_land(relief, hit, view, camera, setting, colouring,
                                         rough=rough, fog=fog, ripples=ripples)

@@ -88,10 +88,10 @@ def nebula(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     second = str(rng.choice([n for n in names if n != colour])) if rng.random() < 0.4 else ""
     deep, body, bright = (rgb(code) for code in NEBULAE[colour])
     k = view.factor**0.5
-    sweep_x = view.fractal(rng, beta=2.6, cycles=1.5) * np.float32(0.06)
-    sweep_y = view.fractal(rng, beta=2.6, cycles=1.5) * np.float32(0.06)
-    gas = warp(view.fractal(rng, beta=1.85, cycles=1.4), sweep_x, sweep_y)
-    ridge = 1 - np.abs(warp(view.fractal(rng, beta=1.75, cycles=2.5), sweep_y, sweep_x))
+    sweep_x = view.fractal(rng, beta=2.8, cycles=1.0) * np.float32(0.035)
+    sweep_y = view.fractal(rng, beta=2.8, cycles=1.0) * np.float32(0.035)
+    gas = warp(view.fractal(rng, beta=2.1, cycles=0.9), sweep_x, sweep_y)
+    ridge = 1 - np.abs(warp(view.fractal(rng, beta=1.9, cycles=1.8), sweep_y, sweep_x))
     density = smoothstep(-1.5, 2.2, gas + 0.45 * ridge)
     linear = deep * (0.10 + 1.3 * density[..., None])
     linear += body * (density**2.2)[..., None] * 1.5
@@ -102,8 +102,8 @@ def nebula(rng: np.random.Generator, px: int, zoom: str) -> Painting:
         where = smoothstep(-0.2, 1.4, view.fractal(rng, beta=2.6, cycles=1.0))
         tint = other * (density**2)[..., None] * 1.6 + rgb(NEBULAE[second][2]) * glow[..., None]
         linear = mix(linear, tint + linear * 0.1, where * 0.9)
-    dust = warp(view.fractal(rng, beta=1.8, cycles=2.2), sweep_x, sweep_y)
-    shade = smoothstep(0.35, 1.7, dust)
+    dust = warp(view.fractal(rng, beta=2.0, cycles=1.6), sweep_x, sweep_y)
+    shade = smoothstep(0.3, 2.4, dust)
     linear *= np.exp(-shade[..., None] * np.array([1.6, 2.2, 2.7], np.float32))
     star_field(linear, rng, view, 1.0)
     for _ in range(int(rng.integers(1, 5)) if zoom == "wide" else int(rng.integers(0, 3))):
