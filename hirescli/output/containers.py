@@ -1,7 +1,7 @@
 """Texts inside PNG and JPEG files, as bytes: chunks and segments, written and read.
 
-libvips writes PNG comments as Latin-1 text chunks, which garbles every other script, and has
-no way to comment a JPEG; so these few records are made here and put in while it writes.
+libvips writes PNG comments as Latin-1 text chunks, which garbles every other script, and does
+not comment a JPEG; so these few records are made here and put in while it writes.
 
 References:
     W3C, "Portable Network Graphics (PNG) Specification (Third Edition)", 11.3.3 (iTXt).
@@ -20,7 +20,7 @@ from hirescli.errors import RequestError
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 JPEG_START = b"\xff\xd8\xff"
-PNG_INSERT_AT = len(PNG_START) + 25  # after IHDR: 8 bytes of head, 13 of data, 4 of checksum
+_PNG_INSERT_AT = len(PNG_START) + 25  # after IHDR: 8 bytes of head, 13 of data, 4 of checksum
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
 _SEGMENT_LIMIT = 65_533  # the 2-byte length of a segment counts itself
@@ -46,6 +46,13 @@ def png_chunks(*, recipe: str, parameters: str, xmp: bytes, recipe_key: str) -> 
     )
 
 
+def jpeg_head(*, dpi: float) -> bytes:
+    """The JFIF head with the resolution; libvips leaves it out where it writes no Exif."""
+    density = min(round(dpi), 65_535)
+    # version 1.2, dots per inch, horizontal, vertical, no thumbnail
+    return _segment(0xE0, b"JFIF\0" + struct.pack(">HBHHBB", 0x0102, 1, density, density, 0, 0))
+
+
 def jpeg_segments(*, recipe: str, parameters: str, xmp: bytes, dpi: float) -> bytes:
     """The texts as Exif, XMP and comment segments, to stand after the JFIF head.
 
@@ -61,13 +68,18 @@ def jpeg_segments(*, recipe: str, parameters: str, xmp: bytes, dpi: float) -> by
     return b"".join(parts)
 
 
-def jpeg_insert_at(head: bytes) -> int | None:
-    """Where segments go in: after the JFIF head. None while `head` is too short to say."""
-    if len(head) < 6:
+def png_place(head: bytes) -> tuple[int, int] | None:
+    """Which bytes of a PNG give way to chunks: none, after IHDR."""
+    return (_PNG_INSERT_AT, _PNG_INSERT_AT) if len(head) >= _PNG_INSERT_AT else None
+
+
+def jpeg_place(head: bytes) -> tuple[int, int] | None:
+    """Which bytes of a JPEG give way to our head: libvips's own JFIF head, if there is one."""
+    if len(head) < 24:  # start of image (2), and a JFIF head without thumbnail (18)
         return None
     if head[2:4] != b"\xff\xe0":
-        return 2
-    return 4 + int.from_bytes(head[4:6])
+        return 2, 2
+    return 2, 4 + int.from_bytes(head[4:6])
 
 
 def read_png(path: Path) -> tuple[int, int, list[str]]:

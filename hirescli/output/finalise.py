@@ -1,18 +1,21 @@
 """The finished file from the spool: tiled pyramidal BigTIFF, PNG or JPEG by libvips.
 
-libvips reads the spool from top to bottom and holds a few rows of tiles, so memory does not
-grow with the picture's area. It writes OUTPUT.partial; only a file that is whole and on the
-disk gets the final name.
+libvips reads the spool from top to bottom and holds a few rows of tiles of every level, so
+memory grows with the picture's width, not its area. Levels of a pyramid wait for their place
+in the file: those above 100 MB of pixels (libvips's VIPS_DISC_THRESHOLD) in temporary files
+beside the spool, smaller ones in memory. libvips writes OUTPUT.partial; only a file that is
+whole and on the disk gets the final name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from hirescli.errors import RunError
 from hirescli.events import FileWritten, Finalising, Listener
 from hirescli.output.containers import (
-    PNG_INSERT_AT,
-    jpeg_insert_at,
+    jpeg_head,
+    jpeg_place,
     jpeg_segments,
     png_chunks,
+    png_place,
 )
 from hirescli.output.metadata import RECIPE_KEY, Texts, describe
 from hirescli.output.spool import Spool
@@ -38,6 +42,10 @@ if TYPE_CHECKING:
 _MOST_THREADS = 8
 _MM_PER_INCH = 25.4
 _LITTLE_ROOM_BYTES = 2**20
+
+
+# From the first bytes of a file to the range that gives way to ours; None: too few bytes yet.
+Place = Callable[[bytes], tuple[int, int] | None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ def finalise(
     tell(Finalising(path=output, format=recipe.format))
     started = time.monotonic()
     partial = partial_path(output)
-    partial.unlink(missing_ok=True)
+    _discard(partial)
     try:
         _write(spool_path, partial, recipe)
         file_bytes, sha256 = _settle(partial)
@@ -80,7 +88,7 @@ def finalise(
     except OSError as error:
         raise _failed(output, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        _discard(partial)
     seconds = time.monotonic() - started
     tell(FileWritten(path=output, bytes=file_bytes, seconds=seconds))
     return FinishedFile(path=output, bytes=file_bytes, seconds=seconds, sha256=sha256)
@@ -102,7 +110,8 @@ def _write(spool_path: Path, partial: Path, recipe: Recipe) -> None:
     try:
         image = _labelled(spool_path, recipe)
         texts = describe(recipe) if recipe.metadata else None
-        _interruptible(lambda: _SAVERS[recipe.format](image, partial, recipe, texts), image)
+        with _temporary_files_in(spool_path.parent):
+            _interruptible(lambda: _SAVERS[recipe.format](image, partial, recipe, texts), image)
     except pyvips.Error as error:
         raise _failed(partial, error) from error
 
@@ -117,6 +126,23 @@ def _labelled(spool_path: Path, recipe: Recipe) -> pyvips.Image:
     image = image.copy(xres=recipe.dpi / _MM_PER_INCH, yres=recipe.dpi / _MM_PER_INCH)
     image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
     return image
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let libvips put its temporary files where the plan has counted the free disk.
+
+    It reads TMPDIR at every use and knows no other way; /tmp is often a small RAM disk.
+    """
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 def _interruptible(save: Callable[[], None], image: pyvips.Image) -> None:
@@ -143,7 +169,7 @@ def _interruptible(save: Callable[[], None], image: pyvips.Image) -> None:
         thread.join()
         raise
     if failures:
-        raise failures[0]
+        raise failures.pop()  # a list that still held it would keep the file open in a cycle
 
 
 def _save_tiff(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts | None) -> None:
@@ -169,12 +195,13 @@ def _save_tiff(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts 
 
 def _save_png(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts | None) -> None:
     chunks = png_chunks(**_fields(texts), recipe_key=RECIPE_KEY) if texts else b""
-    _save_stream(image, partial, ".png", chunks, lambda head: PNG_INSERT_AT)
+    _save_stream(image, partial, ".png", chunks, png_place)
 
 
 def _save_jpeg(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts | None) -> None:
     segments = jpeg_segments(**_fields(texts), dpi=recipe.dpi) if texts else b""
-    _save_stream(image, partial, ".jpg", segments, jpeg_insert_at, Q=recipe.quality)
+    head = jpeg_head(dpi=recipe.dpi) + segments
+    _save_stream(image, partial, ".jpg", head, jpeg_place, Q=recipe.quality)
 
 
 _SAVERS: dict[str, Callable[[pyvips.Image, Path, Recipe, Texts | None], None]] = {
@@ -193,13 +220,13 @@ def _save_stream(
     partial: Path,
     suffix: str,
     insert: bytes,
-    insert_at: Callable[[bytes], int | None],
+    place: Place,
     **options: Any,
 ) -> None:
     import pyvips
 
     with partial.open("wb") as file:
-        writer = _InsertingWriter(file.write, insert, insert_at)
+        writer = _InsertingWriter(file.write, insert, place)
         target = pyvips.TargetCustom()
         target.on_write(writer.write)
         try:
@@ -213,17 +240,12 @@ def _save_stream(
 class _InsertingWriter:
     """Passes a stream on and puts bytes in at one place near its start."""
 
-    def __init__(
-        self,
-        write: Callable[[bytes], int],
-        insert: bytes,
-        insert_at: Callable[[bytes], int | None],
-    ) -> None:
+    def __init__(self, write: Callable[[bytes], int], insert: bytes, place: Place) -> None:
         self.error: OSError | None = None
         self.inserted = False
         self._write = write
         self._insert = insert
-        self._insert_at = insert_at
+        self._place = place
         self._head = b""
 
     def write(self, data: bytes) -> int:
@@ -237,11 +259,11 @@ class _InsertingWriter:
 
     def _with_insert(self, data: bytes) -> bytes:
         self._head += data
-        place = self._insert_at(self._head)
-        if place is None or len(self._head) < place:
+        place = self._place(self._head)
+        if place is None:
             return b""
         self.inserted = True
-        return self._head[:place] + self._insert + self._head[place:]
+        return self._head[: place[0]] + self._insert + self._head[place[1] :]
 
 
 def _settle(partial: Path) -> tuple[int, str]:
@@ -250,6 +272,14 @@ def _settle(partial: Path) -> tuple[int, str]:
         os.fsync(file.fileno())
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return os.fstat(file.fileno()).st_size, sha256
+
+
+def _discard(partial: Path) -> None:
+    """Remove what there is, and free its disk even while libvips still holds it open."""
+    if partial.exists():
+        with contextlib.suppress(OSError):
+            os.truncate(partial, 0)
+    partial.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

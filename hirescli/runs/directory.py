@@ -174,9 +174,9 @@ def _is_run(names: Iterable[str]) -> bool:
 
 
 def _spools(path: Path) -> list[Path]:
-    return [
-        entry for entry in path.iterdir() if entry.name.endswith((_SPOOL_SUFFIX, _WRITING_SUFFIX))
-    ]
+    """Spools, half-written texts, and what libvips leaves where it has no nameless files."""
+    ends, starts = (_SPOOL_SUFFIX, _WRITING_SUFFIX), "vips-"
+    return [e for e in path.iterdir() if e.name.endswith(ends) or e.name.startswith(starts)]
 
 
 def _differing_keys(left: Path, recipe: Recipe) -> list[str]:

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pyvips
+import tifffile
+from PIL import Image
+
+from hirescli.errors import RunError
+from hirescli.events import Event, FileWritten, Finalising
+from hirescli.output.finalise import FinishedFile, finalise, partial_path
+from tests.output.conftest import picture, recipe, write_spool
+
+WIDTH_PX, HEIGHT_PX = 712, 504  # no multiples of a tile, on purpose
+NAMES = {"tiff": "out.tif", "png": "out.png", "jpeg": "out.jpg"}
+
+
+def finish(folder: Path, **choices: Any) -> FinishedFile:
+    spool = folder / "spool.tif"
+    if not spool.exists():
+        write_spool(spool, picture(WIDTH_PX, HEIGHT_PX))
+    wanted = recipe(WIDTH_PX, HEIGHT_PX, tile_px=128, **choices)
+    return finalise(spool, folder / NAMES[wanted.format], recipe=wanted)
+
+
+@pytest.mark.parametrize("compression", ["deflate", "lzw", "none"])
+def test_a_lossless_tiff_holds_exactly_the_spool(tmp_path: Path, compression: str) -> None:
+    path = finish(tmp_path, compression=compression).path
+    pixels = picture(WIDTH_PX, HEIGHT_PX)
+    assert np.array_equal(tifffile.imread(path), pixels)
+    assert np.array_equal(pyvips.Image.new_from_file(str(path)).numpy(), pixels)
+    with Image.open(path) as image:
+        assert np.array_equal(np.asarray(image), pixels)
+
+
+def test_the_pyramid_halves_as_pages_down_to_one_tile(tmp_path: Path) -> None:
+    path = finish(tmp_path).path
+    with tifffile.TiffFile(path) as tiff:
+        assert tiff.is_bigtiff
+        shapes = [page.shape for page in tiff.pages]
+        assert all(page.is_tiled and page.tile == (128, 128) for page in tiff.pages)
+        assert [int(page.subfiletype) & 1 for page in tiff.pages] == [0, 1, 1, 1]
+        assert not any(page.subifds for page in tiff.pages)
+        halves = [page.asarray() for page in tiff.pages]
+    assert shapes == [(504, 712, 3), (252, 356, 3), (126, 178, 3), (63, 89, 3)]
+    means = picture(WIDTH_PX, HEIGHT_PX).reshape(252, 2, 356, 2, 3).mean(axis=(1, 3))
+    assert np.abs(halves[1] - means).max() <= 1
+
+
+@pytest.mark.parametrize("compression", ["deflate", "lzw", "jpeg", "none"])
+def test_openslide_sees_every_level(tmp_path: Path, compression: str) -> None:
+    openslide = pytest.importorskip("openslide")
+    path = finish(tmp_path, compression=compression).path
+    with openslide.OpenSlide(str(path)) as slide:
+        assert slide.level_dimensions == ((712, 504), (356, 252), (178, 126), (89, 63))
+        region = np.asarray(slide.read_region((100, 40), 0, (300, 200)))[..., :3]
+    expected = picture(WIDTH_PX, HEIGHT_PX)[40:240, 100:400]
+    assert np.abs(region.astype(int) - expected).mean() < 3
+
+
+def test_png_is_exact_and_jpeg_is_near(tmp_path: Path) -> None:
+    pixels = picture(WIDTH_PX, HEIGHT_PX)
+    with Image.open(finish(tmp_path, format="png").path) as image:
+        assert image.mode == "RGB"
+        assert np.array_equal(np.asarray(image), pixels)
+    with Image.open(finish(tmp_path, format="jpeg").path) as image:
+        difference = np.asarray(image).astype(int) - pixels
+    assert np.abs(difference).mean() < 3  # the grain alone is 2.2
+    assert np.abs(difference.mean(axis=(0, 1))).max() < 0.1  # no colour is shifted
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("metadata", [True, False])
+def test_profile_and_resolution_are_always_there(
+    tmp_path: Path, kind: str, metadata: bool
+) -> None:
+    path = finish(tmp_path, format=kind, dpi=254.0, metadata=metadata).path
+    with Image.open(path) as image:
+        assert b"sRGB" in image.info["icc_profile"].replace(b"\0", b"")
+        assert image.info["dpi"] == pytest.approx((254, 254), abs=0.1)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_the_same_spool_and_recipe_give_the_same_bytes(tmp_path: Path, kind: str) -> None:
+    first = finish(tmp_path, format=kind)
+    data = first.path.read_bytes()
+    second = finish(tmp_path, format=kind)  # replaces the first
+    assert second.path.read_bytes() == data
+    assert second.sha256 == first.sha256 == hashlib.sha256(data).hexdigest()
+    assert second.bytes == len(data)
+
+
+@pytest.mark.parametrize("kind", ["tiff", "png", "jpeg"])
+def test_one_thread_and_many_give_the_same_bytes(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = finish(tmp_path, format=kind)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert finish(tmp_path, format=kind).sha256 == first.sha256
+
+
+def test_listeners_hear_of_it_and_nothing_else_is_left(tmp_path: Path) -> None:
+    spool = write_spool(tmp_path / "spool.tif", picture(64, 64))
+    heard: list[Event] = []
+    done = finalise(spool, tmp_path / "o.tif", recipe=recipe(64, 64), listener=heard.append)
+    assert [type(event) for event in heard] == [Finalising, FileWritten]
+    assert heard[1] == FileWritten(path=done.path, bytes=done.bytes, seconds=done.seconds)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.tif", "spool.tif"]
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("left_kib", [0, 4, 64, 300, 500, 700])
+def test_a_disk_that_fills_up_leaves_no_half_file(
+    tmp_path: Path, small_disk: Path, kind: str, left_kib: int
+) -> None:
+    done = finish(tmp_path, format=kind)
+    output = small_disk / NAMES[kind]
+    (small_disk / "filler").write_bytes(bytes(8 * 2**20 - left_kib * 2**10))
+    wanted = recipe(WIDTH_PX, HEIGHT_PX, tile_px=128, format=kind)
+    if done.bytes < left_kib * 2**10:
+        assert finalise(tmp_path / "spool.tif", output, recipe=wanted).sha256 == done.sha256
+        return
+    with pytest.raises(RunError, match=r"disk full.*free.*same command again"):
+        finalise(tmp_path / "spool.tif", output, recipe=wanted)
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+    assert (tmp_path / "spool.tif").exists()
+
+
+def test_an_older_output_survives_a_failure(tmp_path: Path, small_disk: Path) -> None:
+    finish(tmp_path)
+    output = small_disk / "out.tif"
+    output.write_text("older")
+    (small_disk / "filler").write_bytes(bytes(8 * 2**20 - 2**16))
+    with pytest.raises(RunError, match="disk full"):
+        finalise(tmp_path / "spool.tif", output, recipe=recipe(WIDTH_PX, HEIGHT_PX))
+    assert output.read_text() == "older"
+
+
+def test_the_environment_is_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/somewhere")
+    finish(tmp_path)
+    assert os.environ["TMPDIR"] == "/somewhere"
+
+
+CHILD = """
+    import sys, resource
+    from pathlib import Path
+    from hirescli.output.finalise import finalise
+    from hirescli.recipe import Recipe
+    side_px, folder = int(sys.argv[1]), Path(sys.argv[2])
+    import pyvips, tifffile
+    print("ready", flush=True)
+    recipe = Recipe(prompt="x", size=side_px, format=sys.argv[3])
+    finalise(folder / "spool.tif", folder / "out", recipe=recipe)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def start(folder: Path, side_px: int, kind: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(CHILD), str(side_px), str(folder), kind]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NAMES)
+def test_memory_is_bounded(tmp_path: Path, kind: str) -> None:
+    side_px = 8192
+    rows = np.random.default_rng(2).integers(0, 256, (128, side_px, 3), dtype=np.uint8)
+    write_spool(tmp_path / "spool.tif", np.broadcast_to(rows[:1], (side_px, side_px, 3)))
+    child = start(tmp_path, side_px, kind)
+    out, err = child.communicate(timeout=300)
+    assert child.returncode == 0, err
+    # 201 MB of pixels; with all imports it stays well below.
+    assert int(out.split()[-1]) < 185e6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("kind", ["tiff", "png"])
+def test_an_interrupt_is_answered_at_once(tmp_path: Path, kind: str) -> None:
+    rows = np.random.default_rng(2).integers(0, 256, (1, 8192, 3), dtype=np.uint8)
+    write_spool(tmp_path / "spool.tif", np.broadcast_to(rows, (8192, 8192, 3)))
+    child = start(tmp_path, 8192, kind)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    partial = partial_path(tmp_path / "out")
+    while not partial.exists():
+        assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=20)
+    assert "KeyboardInterrupt" in err
+    assert child.returncode != 0
+    assert [path.name for path in tmp_path.iterdir()] == ["spool.tif"]
