@@ -43,8 +43,8 @@ _PAINTERS: dict[str, Painter] = {
 }
 FAMILIES: tuple[str, ...] = tuple(_PAINTERS)
 
-# Samples per pixel side: most families are band-limited already, edges get the rest.
-OVERSAMPLING = 1.5
+# Samples per pixel side: textures are band-limited already, edges need the rest.
+OVERSAMPLING = 1.3
 # Deviation of the 8-bit picture below which a crop says nothing (an empty sky, flat water).
 MIN_DEVIATION = 9.0
 ATTEMPTS = 4

@@ -60,7 +60,7 @@ def _row(
                                                            strict=True)]
         return np.asarray(level + sum(waves), np.float32)
 
-    step = tall * 0.24
+    step = tall * 0.17
     for place in np.arange(-0.1, 1.1, step):
         foot = place + rng.uniform(-0.5, 0.5) * step
         size, seed = tall * rng.uniform(0.6, 1.15), float(rng.uniform(0, 1))
@@ -88,12 +88,12 @@ def forest(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     thick = float(rng.choice([0.5, 1.0]))
     for index in range(LAYERS):
         near = index / (LAYERS - 1)
-        level, tall = horizon + 0.60 * near**1.35, 0.035 + 0.30 * near**1.7
+        level, tall = horizon + 0.55 * near**1.3, 0.05 + 0.42 * near**1.6
         cover, shine = _row(rng, view, level, tall)
         linear = mix(linear, _layer(light, dark, bright, shine, mist, 1 - near), cover)
         if index < LAYERS - 1:
             low = np.exp(-(((y - np.float32(level + 0.05)) / np.float32(0.045 + 0.05 * near)) ** 2))
-            linear = mix(linear, mist, low * np.float32(0.5 * thick * (1 - 0.6 * near)))
+            linear = mix(linear, mist, low * np.float32(0.42 * thick * (1 - 0.6 * near)))
     details: list[str] = []
     if shown:
         details.append(side_of(sun_x, "moon" if time == "night" else "sun"))
@@ -116,4 +116,4 @@ def _layer(
     needles = mix(dark, bright, smoothstep(0.1, 0.95, shine))
     glow = light.ambient * 0.75 + light.direct * (0.12 + 0.45 * np.clip(shine, 0, 1))[..., None]
     lit = needles * glow
-    return (lit * (1 - 0.82 * far) + mist * (0.82 * far)).astype(np.float32)
+    return (lit * (1 - 0.72 * far) + mist * (0.72 * far)).astype(np.float32)

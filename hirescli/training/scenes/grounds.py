@@ -38,8 +38,9 @@ def mountains(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     view = window(rng, zoom, px, y=(horizon - 0.18, 0.85))
     rock_low, rock_high = (rgb(code) for code in ROCKS[int(rng.integers(0, 3))])
     low, top = (float(np.quantile(height, q)) for q in (0.35, 0.97))
-    snow_line = {"snowy": low - 0.01, "rocky": top * 0.97, "green": top * 1.1}[cover]
-    grass_line = {"snowy": low * 0.6, "rocky": low, "green": top * 0.93}[cover]
+    snow_slopes = (3.4, 2.2) if cover == "snowy" else (2.1, 1.3)
+    snow_line = {"snowy": low * 0.5, "rocky": top * 0.97, "green": top * 1.1}[cover]
+    grass_line = {"snowy": low * 0.3, "rocky": low, "green": top * 0.93}[cover]
 
     def colouring(ground: Ground) -> Picture:
         colour = mix(rock_low, rock_high, smoothstep(-1.2, 1.4, ground.grain))
@@ -48,7 +49,7 @@ def mountains(rng: np.random.Generator, px: int, zoom: str) -> Painting:
         grow *= smoothstep(grass_line + 0.012, grass_line - 0.012,
                            ground.up + 0.006 * ground.grain)
         colour = mix(colour, grass, grow)
-        lying = smoothstep(2.1, 1.3, ground.steep + 0.15 * ground.grain)
+        lying = smoothstep(*snow_slopes, ground.steep + 0.15 * ground.grain)
         lying *= smoothstep(snow_line - 0.008, snow_line + 0.02,
                             ground.up + 0.008 * ground.grain)
         return mix(colour, rgb("#f4f8ff"), lying)
@@ -70,7 +71,7 @@ def mountains(rng: np.random.Generator, px: int, zoom: str) -> Painting:
         times=setting.light.words, details=tuple(details),
         attributes={"time": setting.light.time, "cover": cover,
                     "lake": "yes" if lake_seen else "no"},
-        exposure=1.15,
+        exposure=1.3,
     )
 
 

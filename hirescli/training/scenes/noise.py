@@ -95,7 +95,7 @@ def fractal(
     return field / np.float32(field.std() + 1e-9)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def tile(index: int, beta: float = 1.0, low: float = 6.0, high: float = 90.0) -> Field:
     """Give one of `TILES` fixed periodic (512, 512) fields of a band of frequencies."""
     rng = np.random.default_rng([7919, index])

@@ -35,7 +35,7 @@ def _rolled(rng: np.random.Generator, field: Field) -> Field:
 
 def _band(rng: np.random.Generator, cycles: float) -> Field:
     """Pick a smooth fixed field of about `cycles` waves per period."""
-    return _rolled(rng, tile(int(rng.integers(0, 6)), 3.0, cycles, cycles * 1.6))
+    return _rolled(rng, tile(int(rng.integers(0, 4)), 3.0, cycles, cycles * 1.6))
 
 
 def alpine(rng: np.random.Generator) -> Field:
@@ -48,7 +48,7 @@ def alpine(rng: np.random.Generator) -> Field:
         ridge *= np.sqrt(ridge)
         total += ridge * weight * np.float32(0.5**octave)
         weight = np.clip(weight * ridge * np.float32(1.6) + np.float32(0.08), 0, 1)
-    rough = _rolled(rng, tile(int(rng.integers(0, 6)), 2.0, 20.0, 240.0))
+    rough = _rolled(rng, tile(int(rng.integers(0, 4)), 2.0, 20.0, 240.0))
     shape = total * np.float32(0.55) + 0.28 * smoothstep(-1.2, 1.8, macro) * (0.4 + total)
     shape += rough * np.float32(0.012) * (0.3 + total)
     return (shape * np.float32(0.16)).astype(np.float32)
@@ -76,7 +76,7 @@ def dunes(rng: np.random.Generator) -> Field:
 def canyon(rng: np.random.Generator) -> Field:
     """Make table mountains with stepped cliffs and cut gorges; about 0..0.16."""
     macro = periodic(rng, TILE_PX, TILE_PX, beta=2.3, low=3.0, high=60)
-    rough = _rolled(rng, tile(int(rng.integers(0, 6)), 1.7, 8.0, 200.0))
+    rough = _rolled(rng, tile(int(rng.integers(0, 4)), 1.7, 8.0, 200.0))
     level = macro + 0.10 * rough
     steps = np.zeros_like(level)
     for place, rise in ((-0.5, 0.10), (0.05, 0.22), (0.3, 0.16), (0.75, 0.30), (1.15, 0.22)):
