@@ -1,5 +1,7 @@
 """Texts inside PNG and JPEG files, as bytes: chunks and segments, written and read.
 
+Also the question where a file ends, which tells a truncated one.
+
 libvips writes PNG comments as Latin-1 text chunks, which garbles every other script, and does
 not comment a JPEG; so these few records are made here and put in while it writes.
 
@@ -14,9 +16,12 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from hirescli.errors import RequestError
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffFrame, TiffPage
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 JPEG_START = b"\xff\xd8\xff"
@@ -30,6 +35,8 @@ _XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 # Frame headers of JPEG (C0 to CF) but for tables that share their range.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN = 0xDA
+# Bytes of a value by TIFF's type codes; all others have one.
+_TIFF_TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
 def png_chunks(*, recipe: str, parameters: str, xmp: bytes, recipe_key: str) -> bytes:
@@ -119,6 +126,31 @@ def read_jpeg(path: Path) -> tuple[int, int, list[str]]:
     if size is None:
         raise RequestError(f"{path} is damaged: it has no JPEG frame header")
     return *size, _joined(comments)
+
+
+def tiff_end(tiff: TiffFile) -> int:
+    """The last byte that the directories of an open TIFF speak of: pixels and tag values.
+
+    tifffile leaves out tags that a truncated file cuts off, so the entries are read here.
+    """
+    return max(max(_directory_ends(tiff, page)) for page in tiff.pages)
+
+
+def _directory_ends(tiff: TiffFile, page: TiffPage | TiffFrame) -> Iterator[int]:
+    layout, file = tiff.tiff, tiff.filehandle
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        yield offset + count
+    file.seek(page.offset)
+    (entries,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+    directory = file.read(entries * layout.tagsize)
+    yield page.offset + layout.tagnosize + entries * layout.tagsize + layout.offsetsize
+    for at in range(0, len(directory), layout.tagsize):
+        # code (2), type (2), count (4 or 8), and the value or, where it is longer, its place
+        _, kind = struct.unpack_from(layout.tagformat1, directory, at)
+        count, value = struct.unpack_from(layout.tagformat2, directory, at + 4)
+        value_bytes = count * _TIFF_TYPE_BYTES.get(kind, 1)
+        if value_bytes > len(value):
+            yield int(struct.unpack(layout.offsetformat, value)[0]) + value_bytes
 
 
 def _png_chunk(name: bytes, body: bytes) -> bytes:

@@ -11,14 +11,17 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 from hirescli.errors import RequestError
-from hirescli.output.containers import JPEG_START, PNG_START, read_jpeg, read_png
+from hirescli.output.containers import JPEG_START, PNG_START, read_jpeg, read_png, tiff_end
 from hirescli.recipe import Recipe, read_json_fragment, read_recipe_file
 
 if TYPE_CHECKING:
@@ -161,17 +164,26 @@ def _head(path: Path) -> bytes:
 def _inspect_tiff(path: Path) -> ImageFacts:
     from tifffile import TiffFile
 
-    with TiffFile(path) as tiff:
+    with _tifffile_silent(), TiffFile(path) as tiff:
         first = tiff.pages.first
-        end = max(
-            offset + count
-            for offset, count in zip(first.dataoffsets, first.databytecounts, strict=True)
-        )
-        if end > path.stat().st_size:
-            raise RequestError(f"{path} is truncated: its pixels end at byte {end}")
+        size_bytes, end = path.stat().st_size, tiff_end(tiff)
+        if end > size_bytes:
+            raise RequestError(
+                f"{path} is truncated: {size_bytes} bytes of {end}; take a whole copy"
+            )
         width_px, height_px = int(first.shape[1]), int(first.shape[0])
-        levels = _levels(tiff)
-        return _facts(path, "tiff", width_px, height_px, [first.description], levels)
+        return _facts(path, "tiff", width_px, height_px, [first.description], _levels(tiff))
+
+
+@contextlib.contextmanager
+def _tifffile_silent() -> Iterator[None]:
+    """What it logs about damaged files would stand beside our message on the terminal."""
+    logger = logging.getLogger("tifffile")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _levels(tiff: TiffFile) -> int:
@@ -196,7 +208,7 @@ def _facts(
 
 def _embedded(text: str, *, source: str) -> dict[str, Any] | None:
     """The recipe in one text of a file, if it is one; other programs' texts are not."""
-    if RECIPE_KEY not in text or len(text) > _TEXT_LIMIT_BYTES:
+    if not text.startswith(f'{{"{RECIPE_KEY}"') or len(text) > _TEXT_LIMIT_BYTES:
         return None
     fragment = read_json_fragment(text, source=source).get(RECIPE_KEY)
     return fragment if isinstance(fragment, dict) else None

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import pyvips
 import tifffile
+from pictures import picture, recipe, write_spool
 from PIL import Image
 
 from hirescli.errors import RunError
 from hirescli.events import Event, FileWritten, Finalising
 from hirescli.output.finalise import FinishedFile, finalise, partial_path
-from tests.output.conftest import picture, recipe, write_spool
 
 WIDTH_PX, HEIGHT_PX = 712, 504  # no multiples of a tile, on purpose
 NAMES = {"tiff": "out.tif", "png": "out.png", "jpeg": "out.jpg"}
