@@ -54,7 +54,7 @@ def aurora(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     water = float(np.quantile(height, 0.4)) if lake else -1.0
     surface = np.maximum(height, np.float32(water))
     x, z, eye = free_eye(rng, surface, above=0.02, wish=0.5)
-    camera = Camera(x, z, eye, horizon, 1.1, 0.012, 0.95)
+    camera = Camera(x, z, eye, horizon, 1.1, 0.005, 0.95)
     view = window(rng, zoom, px, y=(0.2, horizon - 0.12))
     relief = illuminate(height, setting.to_sun)
     glow = rgb(CURTAINS[colour][0])

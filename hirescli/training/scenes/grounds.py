@@ -33,7 +33,7 @@ def mountains(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     water = float(np.quantile(height, 0.30)) if lake else -1.0
     surface = np.maximum(height, np.float32(water))
     x, z, eye = free_eye(rng, surface, above=float(rng.uniform(0.012, 0.03)), wish=1.2)
-    camera = Camera(x, z, eye, horizon, 1.1, 0.012, 0.95)
+    camera = Camera(x, z, eye, horizon, 1.1, 0.005, 0.95)
     relief = illuminate(height, setting.to_sun)
     view = window(rng, zoom, px, y=(horizon - 0.18, 0.85))
     rock_low, rock_high = (rgb(code) for code in ROCKS[int(rng.integers(0, 3))])
@@ -59,7 +59,7 @@ def mountains(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     linear, hit = compose(rng, view, relief, camera, setting, colouring, water=water, rough=1.0,
                           fog=fog, cloud=cloud)
     wet = hit.ground & (hit.up <= water + 1e-5)
-    details = list(sun_words(setting))
+    details = list(sun_words(setting, hit, view))
     lake_seen = bool(wet.mean() > 0.06)
     if lake_seen:
         details.append("a lake in front")
@@ -86,7 +86,7 @@ def dunes(rng: np.random.Generator, px: int, zoom: str) -> Painting:
                              horizon, 1.0)
     height = reliefs.dunes(rng)
     x, z, eye = free_eye(rng, height, above=float(rng.uniform(0.02, 0.045)), wish=0.3)
-    camera = Camera(x, z, eye, horizon, 1.0, 0.012, 0.95)
+    camera = Camera(x, z, eye, horizon, 1.0, 0.005, 0.95)
     relief = illuminate(height, setting.to_sun)
     view = window(rng, zoom, px, y=(horizon + 0.05, 0.9))
     colour_name = str(rng.choice(list(SANDS)))
@@ -106,13 +106,13 @@ def dunes(rng: np.random.Generator, px: int, zoom: str) -> Painting:
             gx += wave * np.float32(0.35)
         return gx, gz
 
-    linear, _ = compose(rng, view, relief, camera, setting, colouring, water=-1.0, rough=0.02,
+    linear, hit = compose(rng, view, relief, camera, setting, colouring, water=-1.0, rough=0.02,
                         fog=1.1, cloud=float(rng.choice([0.0, 0.0, 0.35])), ripples=ripples)
     return Painting(
         linear,
         (f"{colour_name} sand dunes", f"a desert of {colour_name} dunes",
          f"dunes of {colour_name} sand"),
-        times=setting.light.words, details=sun_words(setting),
+        times=setting.light.words, details=sun_words(setting, hit, view),
         attributes={"time": setting.light.time, "colour": colour_name}, exposure=1.15,
     )
 
@@ -127,7 +127,7 @@ def canyon(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     water = float(np.quantile(height, 0.22)) if river else -1.0
     surface = np.maximum(height, np.float32(water))
     x, z, eye = free_eye(rng, surface, above=float(rng.uniform(0.02, 0.05)), wish=1.0)
-    camera = Camera(x, z, eye, horizon, 1.1, 0.014, 0.95)
+    camera = Camera(x, z, eye, horizon, 1.1, 0.005, 0.95)
     relief = illuminate(height, setting.to_sun)
     view = window(rng, zoom, px, y=(horizon - 0.12, 0.85))
 
@@ -149,7 +149,7 @@ def canyon(rng: np.random.Generator, px: int, zoom: str) -> Painting:
         linear,
         ("a red rock canyon", "red canyon cliffs", "a canyon of red rock"),
         times=setting.light.words,
-        details=sun_words(setting) + (("a lake in front",) if wet else ()),
+        details=sun_words(setting, hit, view) + (("a lake in front",) if wet else ()),
         attributes={"time": setting.light.time, "lake": "yes" if wet else "no"}, exposure=1.15,
     )
 
@@ -168,7 +168,7 @@ def hills(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     season = str(rng.choice(list(SEASONS)))
     word, low, high, wood = SEASONS[season]
     x, z, eye = free_eye(rng, height, above=float(rng.uniform(0.015, 0.035)), wish=0.4)
-    camera = Camera(x, z, eye, horizon, 1.0, 0.012, 0.95)
+    camera = Camera(x, z, eye, horizon, 1.0, 0.005, 0.95)
     trees = tile(7, 1.6, 5.0, 60.0)
     rows = np.arange(height.shape[0], dtype=np.float32) / height.shape[0]
     where = sample(trees, rows[None, :] * 2 + 0 * rows[:, None], rows[:, None] * 2 + 0 * rows)
@@ -184,11 +184,11 @@ def hills(rng: np.random.Generator, px: int, zoom: str) -> Painting:
         return mix(meadow, leaves, smoothstep(0.7, 0.8, leafy + 0.08 * crown))
 
     cloud = 0.95 if setting.light.time == "storm" else float(rng.choice([0.0, 0.4, 0.65]))
-    linear, _ = compose(rng, view, relief, camera, setting, colouring, water=-1.0, rough=0.4,
+    linear, hit = compose(rng, view, relief, camera, setting, colouring, water=-1.0, rough=0.4,
                         fog=1.3, cloud=cloud)
     return Painting(
         linear,
         (f"{word} rolling hills", f"{word} hills with woods", f"{season} hills, {word} meadows"),
-        times=setting.light.words, details=sun_words(setting),
+        times=setting.light.words, details=sun_words(setting, hit, view),
         attributes={"time": setting.light.time, "season": season}, exposure=1.15,
     )

@@ -198,9 +198,12 @@ def compose(
     return linear, hit
 
 
-def sun_words(setting: Setting) -> tuple[str, ...]:
-    """Say where a shown sun or moon stands."""
-    if not setting.shown:
+def sun_words(setting: Setting, hit: Hit, view: View) -> tuple[str, ...]:
+    """Say where a shown sun or moon stands, if no ground hides it in the wide view."""
+    if not setting.shown or view.factor > 1:
+        return ()
+    row, column = (int(np.clip(place, 0, 1) * (view.px - 1)) for place in setting.sun[::-1])
+    if hit.ground[row, column]:
         return ()
     return (side_of(setting.sun[0], "moon" if setting.light.time == "night" else "sun"),)
 
