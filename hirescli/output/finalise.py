@@ -18,18 +18,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hirescli.errors import RunError
 from hirescli.events import FileWritten, Finalising, Listener
-from hirescli.output.containers import (
-    jpeg_head,
-    jpeg_place,
-    jpeg_segments,
-    png_chunks,
-    png_place,
-)
-from hirescli.output.metadata import RECIPE_KEY, Texts, describe
+from hirescli.output.metadata import describe
+from hirescli.output.savers import SAVERS, labelled
 from hirescli.output.spool import Spool
 from hirescli.units import format_bytes
 
@@ -40,12 +34,7 @@ if TYPE_CHECKING:
 
 # Each thread of libvips holds tiles of its own; more than this only costs memory.
 _MOST_THREADS = 8
-_MM_PER_INCH = 25.4
 _LITTLE_ROOM_BYTES = 2**20
-
-
-# From the first bytes of a file to the range that gives way to ours; None: too few bytes yet.
-Place = Callable[[bytes], tuple[int, int] | None]
 
 
 @dataclass(frozen=True)
@@ -75,6 +64,8 @@ def finalise(
         RunError: If the disk is full or libvips fails. Nothing stands under the final name
             then that did not stand there before, and OUTPUT.partial is gone.
     """
+    import pyvips
+
     tell: Listener = listener or (lambda event: None)
     tell(Finalising(path=output, format=recipe.format))
     started = time.monotonic()
@@ -85,8 +76,8 @@ def finalise(
         file_bytes, sha256 = _settle(partial)
         os.replace(partial, output)
         _sync_folder(output.parent)
-    except OSError as error:
-        raise _failed(output, error) from error
+    except (OSError, pyvips.Error) as error:
+        raise _failed(output, spool_path, error) from error
     finally:
         _discard(partial)
     seconds = time.monotonic() - started
@@ -107,25 +98,10 @@ def _write(spool_path: Path, partial: Path, recipe: Recipe) -> None:
     # Nothing is asked of libvips twice, and its cache would hold files open.
     pyvips.cache_set_max(0)
     pyvips.concurrency_set(min(os.cpu_count() or 1, _MOST_THREADS))
-    try:
-        image = _labelled(spool_path, recipe)
-        texts = describe(recipe) if recipe.metadata else None
-        with _temporary_files_in(spool_path.parent):
-            _interruptible(lambda: _SAVERS[recipe.format](image, partial, recipe, texts), image)
-    except pyvips.Error as error:
-        raise _failed(partial, error) from error
-
-
-def _labelled(spool_path: Path, recipe: Recipe) -> pyvips.Image:
-    """The spool as libvips reads it, with colour profile and resolution."""
-    import pyvips
-
-    image = pyvips.Image.new_from_file(str(spool_path), access="sequential")
-    # The profile built into libvips is a constant: lcms's own carries the time of day.
-    profile = pyvips.Operation.call("profile_load", "srgb")
-    image = image.copy(xres=recipe.dpi / _MM_PER_INCH, yres=recipe.dpi / _MM_PER_INCH)
-    image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
-    return image
+    image = labelled(spool_path, recipe)
+    texts = describe(recipe) if recipe.metadata else None
+    with _temporary_files_in(spool_path.parent):
+        _interruptible(lambda: SAVERS[recipe.format](image, partial, recipe, texts), image)
 
 
 @contextlib.contextmanager
@@ -172,100 +148,6 @@ def _interruptible(save: Callable[[], None], image: pyvips.Image) -> None:
         raise failures.pop()  # a list that still held it would keep the file open in a cycle
 
 
-def _save_tiff(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts | None) -> None:
-    import pyvips
-
-    if texts:
-        image.set_type(pyvips.GValue.gstr_type, "image-description", texts.recipe)
-        image.set_type(pyvips.GValue.blob_type, "xmp-data", texts.xmp)
-    lossless = recipe.compression in ("deflate", "lzw")
-    image.tiffsave(
-        str(partial),
-        tile=True,
-        tile_width=recipe.tile_px,
-        tile_height=recipe.tile_px,
-        pyramid=True,  # as pages: OpenSlide sees one level only where they are SubIFDs
-        bigtiff=True,
-        compression=recipe.compression,
-        predictor="horizontal" if lossless else "none",
-        Q=recipe.quality,
-        resunit="inch",
-    )
-
-
-def _save_png(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts | None) -> None:
-    chunks = png_chunks(**_fields(texts), recipe_key=RECIPE_KEY) if texts else b""
-    _save_stream(image, partial, ".png", chunks, png_place)
-
-
-def _save_jpeg(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts | None) -> None:
-    segments = jpeg_segments(**_fields(texts), dpi=recipe.dpi) if texts else b""
-    head = jpeg_head(dpi=recipe.dpi) + segments
-    _save_stream(image, partial, ".jpg", head, jpeg_place, Q=recipe.quality)
-
-
-_SAVERS: dict[str, Callable[[pyvips.Image, Path, Recipe, Texts | None], None]] = {
-    "tiff": _save_tiff,
-    "png": _save_png,
-    "jpeg": _save_jpeg,
-}
-
-
-def _fields(texts: Texts) -> dict[str, Any]:
-    return {"recipe": texts.recipe, "parameters": texts.parameters, "xmp": texts.xmp}
-
-
-def _save_stream(
-    image: pyvips.Image,
-    partial: Path,
-    suffix: str,
-    insert: bytes,
-    place: Place,
-    **options: Any,
-) -> None:
-    import pyvips
-
-    with partial.open("wb") as file:
-        writer = _InsertingWriter(file.write, insert, place)
-        target = pyvips.TargetCustom()
-        target.on_write(writer.write)
-        try:
-            image.write_to_target(target, suffix, keep="icc", **options)
-        finally:
-            if writer.error:  # the cause; libvips only knows that writing failed
-                raise writer.error
-        assert writer.inserted, "the file ended before the place of its texts"
-
-
-class _InsertingWriter:
-    """Passes a stream on and puts bytes in at one place near its start."""
-
-    def __init__(self, write: Callable[[bytes], int], insert: bytes, place: Place) -> None:
-        self.error: OSError | None = None
-        self.inserted = False
-        self._write = write
-        self._insert = insert
-        self._place = place
-        self._head = b""
-
-    def write(self, data: bytes) -> int:
-        """Take the next bytes; -1 tells libvips to stop (an exception cannot cross it)."""
-        try:
-            self._write(bytes(data) if self.inserted else self._with_insert(bytes(data)))
-        except OSError as error:
-            self.error = error
-            return -1
-        return len(data)
-
-    def _with_insert(self, data: bytes) -> bytes:
-        self._head += data
-        place = self._place(self._head)
-        if place is None:
-            return b""
-        self.inserted = True
-        return self._head[: place[0]] + self._insert + self._head[place[1] :]
-
-
 def _settle(partial: Path) -> tuple[int, str]:
     """Bring the file to the disk and hash it while its pages are still in memory."""
     with partial.open("r+b") as file:
@@ -293,12 +175,14 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _failed(path: Path, error: Exception) -> RunError:
-    free_bytes = shutil.disk_usage(path.parent).free
-    cause = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+def _failed(output: Path, spool_path: Path, error: Exception) -> RunError:
+    """Name the fuller of the two disks: temporary files of libvips lie beside the spool."""
+    folders = (output.parent, spool_path.parent)
+    free_bytes, folder = min((shutil.disk_usage(each).free, each) for each in folders)
     if free_bytes < _LITTLE_ROOM_BYTES or "No space left" in str(error):
         return RunError(
-            f"disk full: {path.parent} has {format_bytes(free_bytes)} free, not enough for"
-            f" {path.name}; free some space and run the same command again"
+            f"disk full: {folder} has {format_bytes(free_bytes)} free, not enough to finish"
+            f" {output.name}; free some space and run the same command again"
         )
-    return RunError(f"cannot write {path}: {cause}")
+    cause = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+    return RunError(f"cannot write {output}: {cause[0]}")

@@ -188,7 +188,10 @@ def _tifffile_silent() -> Iterator[None]:
 
 def _levels(tiff: TiffFile) -> int:
     """The first page and those after it that are marked as reduced (NewSubfileType, bit 0)."""
-    return 1 + sum(1 for page in list(tiff.pages)[1:] if int(page.subfiletype) & 1)
+    from tifffile import TiffPage
+
+    later = [page for page in list(tiff.pages)[1:] if isinstance(page, TiffPage)]
+    return 1 + len([page for page in later if int(page.subfiletype) & 1])
 
 
 def _facts(

@@ -126,7 +126,7 @@ class Spool:
         # The file is little-endian on every machine: same recipe, same bytes.
         ordered = np.ascontiguousarray(rows, dtype=f"<u{self.bits // 8}")
         try:
-            _pwrite_all(self._descriptor, memoryview(ordered).cast("B"), self._place(y0))
+            _pwrite_all(self._descriptor, ordered.reshape(-1).view(np.uint8).data, self._place(y0))
         except OSError as error:
             raise _no_room(error, self.path, ordered.nbytes) from error
 
@@ -137,7 +137,7 @@ class Spool:
         self._assert_inside(y0, n)
         rows = np.empty((n, self.width_px, 3), dtype=f"<u{self.bits // 8}")
         try:
-            _pread_all(self._descriptor, memoryview(rows).cast("B"), self._place(y0))
+            _pread_all(self._descriptor, rows.reshape(-1).view(np.uint8).data, self._place(y0))
         except OSError as error:
             raise RunError(f"cannot read spool {self.path}: {error}") from error
         return rows.astype(f"u{self.bits // 8}", copy=False)
@@ -195,18 +195,18 @@ def quantise(rows: NDArray[np.floating[Any]], bits: Bits) -> NDArray[Any]:
     import numpy as np
 
     top = 2**bits - 1
-    levels = np.multiply(rows, np.float32(top), dtype=np.float32)
+    levels: NDArray[np.float32] = np.multiply(rows, np.float32(top), dtype=np.float32)
     if not np.isfinite(levels).all():
         raise RunError("decoded rows hold NaN or infinity; try --dtype float32")
     np.clip(levels, 0, top, out=levels)
     np.rint(levels, out=levels)
-    return levels.astype(f"u{bits // 8}")
+    return levels.astype(np.uint8 if bits == 8 else np.uint16)
 
 
 def _write_header(path: Path, *, width_px: int, height_px: int, bits: Bits) -> int:
     import tifffile
 
-    offset, _ = tifffile.imwrite(
+    place = tifffile.imwrite(
         path,
         shape=(height_px, width_px, 3),
         dtype=f"uint{bits}",
@@ -218,7 +218,8 @@ def _write_header(path: Path, *, width_px: int, height_px: int, bits: Bits) -> i
         software=False,
         returnoffset=True,
     )
-    return int(offset)
+    assert place is not None  # `returnoffset` of a contiguous picture
+    return int(place[0])
 
 
 def _read_header(path: Path) -> tuple[int, int, Bits, int]:

@@ -145,6 +145,26 @@ def test_an_older_output_survives_a_failure(tmp_path: Path, small_disk: Path) ->
     assert output.read_text() == "older"
 
 
+def test_full_disk_under_the_temporary_levels_is_named(tmp_path: Path, small_disk: Path) -> None:
+    spool = write_spool(small_disk / "spool.tif", picture(WIDTH_PX, HEIGHT_PX))
+    free_bytes = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    (small_disk / "filler").write_bytes(bytes(free_bytes - 2**16))
+    # All levels go to temporary files, as in pictures above 100 MB.
+    environment = os.environ | {"VIPS_DISC_THRESHOLD": "1k"}
+    script = f"""
+        from pathlib import Path
+        from hirescli.output.finalise import finalise
+        from hirescli.recipe import Recipe
+        wanted = Recipe(prompt="x", width_px={WIDTH_PX}, height_px={HEIGHT_PX}, tile_px=128)
+        finalise(Path({str(spool)!r}), Path({str(tmp_path / "out.tif")!r}), recipe=wanted)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert f"RunError: disk full: {small_disk}" in child.stderr
+    assert not (tmp_path / "out.tif").exists()
+    assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "spool.tif"]
+
+
 def test_the_environment_is_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/somewhere")
     finish(tmp_path)

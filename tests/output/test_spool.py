@@ -29,6 +29,7 @@ def test_rows_come_back_and_other_programs_read_them(tmp_path: Path, bits: Bits)
     with Spool.open(path) as spool:
         assert (spool.width_px, spool.height_px, spool.bits) == (53, 131, bits)
         assert np.array_equal(spool.read_rows(7, 90), pixels[7:97])
+        assert spool.read_rows(131, 0).shape == (0, 53, 3)
     assert np.array_equal(tifffile.imread(path), pixels)
     assert np.array_equal(pyvips.Image.new_from_file(str(path)).numpy(), pixels)
 
