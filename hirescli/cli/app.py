@@ -74,7 +74,8 @@ def _invoke(args: Sequence[str]) -> int:
         say(str(error))
         return error.exit_code
     except typer.TyperException as error:  # the words themselves are wrong: no such option, ...
-        say(_with_help_hint(error))
+        if error.format_message():  # empty after the help that bare `hires` shows
+            say(_with_help_hint(error))
         return error.exit_code
     except typer.Abort:
         return 1
@@ -113,18 +114,24 @@ def _drop_stdout() -> None:
     os.close(null)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from hirescli.cli.doctor import installed
+
+        print(f"hires {installed('hirescli') or 'from a folder, not installed'}")
+        raise typer.Exit
+
+
 @app.callback()
 def _hires(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Print the version and end.", is_eager=True),
+        typer.Option(
+            "--version", help="Print the version and end.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(f"hires {installed('hirescli')}")
-        raise typer.Exit
+    pass
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def doctor(
     machine = Machine.detect(with_devices=True)
     facts: dict[str, Any] = {
         "python": platform.python_version(),
-        "packages": {name: _installed(name) for name in _PACKAGES},
+        "packages": {name: installed(name) for name in _PACKAGES},
         "libvips": _libvips(),
         "cores": machine.cores,
         "memory_bytes": machine.memory_bytes,
@@ -54,7 +54,8 @@ def doctor(
         _show(facts)
 
 
-def _installed(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """The version of an installed package, None if it is missing."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,7 +100,7 @@ def _validated(
 
 
 def _finished(image: Image) -> bool:
-    if not image.output.is_file():
+    if not os.path.isfile(image.output):  # unlike Path.is_file also for endless names
         return False
     from hirescli.runs.directory import finished
 

@@ -27,6 +27,22 @@ def preset_names(incomplete: str) -> list[str]:
     return [name for name in presets.names() if name.startswith(incomplete)]
 
 
+def whole(text: str) -> int:
+    """Read a whole number; its range is the recipe's matter."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f'"{text}" is no whole number; write digits only') from None
+
+
+def number(text: str) -> float:
+    """Read a number; its range is the recipe's matter."""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f'"{text}" is no number; write it like 2.5') from None
+
+
 def option(*names: str, panel: str, metavar: str | None, text: str, **more: Any) -> Any:
     """A typer option of ours: the help text carries unit, range and default itself."""
     return typer.Option(
@@ -87,6 +103,7 @@ class RequestOptions:
             "--width",
             panel=_PICTURE,
             metavar="PX",
+            parser=whole,
             text="Width in pixels, with --height in place of --size. Default: see --size.",
         ),
     ] = None
@@ -97,6 +114,7 @@ class RequestOptions:
             "--height",
             panel=_PICTURE,
             metavar="PX",
+            parser=whole,
             text="Height in pixels, with --width in place of --size. Default: see --size.",
         ),
     ] = None
@@ -107,6 +125,7 @@ class RequestOptions:
             "--seed",
             panel=_PICTURE,
             metavar="N",
+            parser=whole,
             text="Seed of the noise, 0 to 9223372036854775807; give it several times for several "
             "images, the model is loaded once. The same seed gives the same bytes. Default: 0.",
         ),
@@ -159,6 +178,7 @@ class RequestOptions:
             "--steps",
             panel=_DRAWING,
             metavar="N",
+            parser=whole,
             text="Denoising steps of the base stage, 1 to 1000. Default: the model's card.",
         ),
     ] = None
@@ -169,6 +189,7 @@ class RequestOptions:
             "--cfg-scale",
             panel=_DRAWING,
             metavar="X",
+            parser=number,
             text="How strictly the base stage follows the prompt, 1 to 50; 1 is no guidance and "
             "half the work. Default: the model's card.",
         ),
@@ -210,6 +231,7 @@ class RequestOptions:
             "--upscale-steps",
             panel=_DRAWING,
             metavar="N",
+            parser=whole,
             text="Denoising steps run in each upscaling stage, 1 to 1000. Default: the model's "
             "card.",
         ),
@@ -220,6 +242,7 @@ class RequestOptions:
             "--upscale-guidance-scale",
             panel=_DRAWING,
             metavar="X",
+            parser=number,
             text="As --guidance-scale, in upscaling stages, 1 to 50. Default: the model's card.",
         ),
     ] = None
@@ -262,6 +285,7 @@ class RequestOptions:
             "--tile",
             panel=_FILE,
             metavar="PX",
+            parser=whole,
             text="Side of the TIFF's tiles in pixels, a multiple of 16 from 64 to 4096. "
             "Default: 512.",
         ),
@@ -283,6 +307,7 @@ class RequestOptions:
             "--quality",
             panel=_FILE,
             metavar="N",
+            parser=whole,
             text="Quality of JPEG, in files and in TIFF tiles, 1 to 100. Default: 90.",
         ),
     ] = None
@@ -292,6 +317,7 @@ class RequestOptions:
             "--dpi",
             panel=_FILE,
             metavar="X",
+            parser=number,
             text="Resolution for printing, in pixels per inch, 1 to 10000. Default: 300.",
         ),
     ] = None
@@ -322,6 +348,7 @@ class RequestOptions:
             "--rows",
             panel=_RUN,
             metavar="N",
+            parser=whole,
             text="Band height of encoding and decoding, in latent rows, 1 to 4096. "
             "Default: from the size and the memory.",
         ),

@@ -219,6 +219,10 @@ class Display:
             self._closing(event)
         self._count(event)
 
+    def refresh(self) -> None:
+        """Draw now; otherwise it is drawn ten times a second."""
+        self._progress.refresh()
+
     def _begin(self, plan: object) -> None:
         # A run knows its validated plan, a planner's caller the plan itself.
         inner: Plan = getattr(plan, "plan", plan)  # type: ignore[assignment]

@@ -61,7 +61,7 @@ def plan_lines(plan: Plan, output: Path) -> list[str]:
         f"memory    host {format_bytes(plan.peak_memory_bytes)} of a budget of {budget}; "
         f"device {format_bytes(plan.store_bytes['device'])}; bands of {plan.rows} latent rows",
         f"disk      {format_bytes(plan.disk_bytes)} beside the output",
-        f"time      about {format_seconds(plan.seconds)} ({plan.flops / 1e12:.1f} TFLOP)",
+        f"time      about {format_seconds(plan.seconds)} ({plan.flops / 1e12:.2g} TFLOP)",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def _default_size(fragments: list[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _named_file(output: str | None) -> Path | None:
     """`--output` as a file, None if it names a folder or nothing."""
-    if output is None or output.endswith("/") or Path(output).is_dir():
+    if output is None or output.endswith("/") or os.path.isdir(output):  # also for endless names
         return None
     return Path(output)
 

@@ -1,0 +1,160 @@
+"""Whole runs with the built-in model, small."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+SMALL = ("-p", "mountains", "--size", 64, "--steps", 2)
+
+
+def result(out: str) -> dict:
+    last = json.loads(out.splitlines()[-1])
+    assert last["event"] == "result"
+    return last
+
+
+def test_two_seeds_and_the_same_again(hires: Callable) -> None:
+    ran = hires("generate", *SMALL, "-s", 1, "-s", 2, "--json")
+    assert ran.code == 0, ran.err
+    first, second = result(ran.out)["images"]
+    assert first["sha256"] != second["sha256"]
+    again = hires("generate", *SMALL, "-s", 1, "--json", "-o", "again.tif")
+    assert result(again.out)["images"][0]["sha256"] == first["sha256"]
+    assert Path("again.tif").read_bytes() == Path("mountains-seed1.tif").read_bytes()
+    assert sorted(path.name for path in Path().iterdir()) == [
+        "again.tif", "mountains-seed1.tif", "mountains-seed2.tif",
+    ]  # fmt: skip
+
+
+def test_events_tell_the_story(hires: Callable) -> None:
+    ran = hires("generate", *SMALL, "--json", "-o", "a.png")
+    told = [json.loads(line)["event"] for line in ran.out.splitlines()]
+    story = ["run_started", "stage_started", "step_done", "rows_decoded", "stage_done",
+             "finalising", "file_written", "run_done", "result"]  # fmt: skip
+    assert [name for name in dict.fromkeys(told) if name in story] == story
+    assert told.count("step_done") == 2
+
+
+def test_finished_is_left_alone(hires: Callable) -> None:
+    assert hires("generate", *SMALL, "-q", "-o", "a.tif").out == "a.tif\n"
+    before = Path("a.tif").stat()
+    ran = hires("generate", *SMALL, "-q", "-o", "a.tif")
+    assert (ran.code, ran.out) == (0, "a.tif\n")
+    assert "nothing to do" in ran.err
+    assert Path("a.tif").stat().st_mtime_ns == before.st_mtime_ns
+    assert hires("generate", *SMALL, "-s", 9, "-o", "a.tif").code == 2
+    assert hires("generate", *SMALL, "-s", 9, "-o", "a.tif", "--overwrite").code == 0
+    assert json.loads(hires("info", "a.tif", "--json").out)["seed"] == 9
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.jpg"])
+def test_recipe_in_the_image_repeats_it(hires: Callable, name: str) -> None:
+    assert hires("generate", *SMALL, "-q", "-o", name).code == 0
+    assert json.loads(hires("info", name, "--json").out)["prompt"] == "mountains"
+    twin = f"twin{Path(name).suffix}"
+    assert hires("generate", "--recipe", name, "-q", "-o", twin).code == 0
+    assert Path(twin).read_bytes() == Path(name).read_bytes()
+
+
+def test_two_stages(hires: Callable) -> None:
+    words = ("--size", "512x256", "--steps", 2, "--upscale-steps", 1, "--json")
+    ran = hires("generate", "-p", "sea", *words)
+    assert ran.code == 0, ran.err
+    told = [json.loads(line) for line in ran.out.splitlines()]
+    kinds = [event["kind"] for event in told if event["event"] == "stage_started"]
+    assert kinds == ["base", "upscale"]
+
+
+def test_foreign_prompt_warns_once(hires: Callable) -> None:
+    ran = hires("generate", "-p", "a tax form", "--size", 64, "--steps", 1, "-q")
+    assert ran.code == 0
+    assert ran.err.count("may not follow this prompt") == 1
+
+
+def test_left_run_of_another_recipe(hires: Callable) -> None:
+    left = Path("a.tif.run")
+    left.mkdir()
+    recipe = '{"prompt": "sea", "width_px": 64, "height_px": 64}'
+    (left / "recipe.json").write_text(recipe)
+    ran = hires("generate", *SMALL, "-o", "a.tif")
+    assert ran.code == 2
+    assert "--restart" in ran.err
+    assert "prompt" in ran.err
+    assert hires("generate", *SMALL, "-o", "a.tif", "--restart").code == 0
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+def test_interrupted_leaves_no_half_file(
+    hires_process: Callable, tmp_path: Path, number: int, code: int
+) -> None:
+    words = ("--size", 512, "--steps", 200, "--json", "-o", "a.tif")
+    process = hires_process("generate", "-p", "sea", *words, cwd=tmp_path)
+    while b"step_done" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert b"Traceback" not in err
+    assert not (tmp_path / "a.tif").exists()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_reader_who_leaves_does_not_end_the_run(hires_process: Callable, tmp_path: Path) -> None:
+    process = hires_process("generate", *SMALL, "--json", "-o", "a.tif", cwd=tmp_path)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0, process.stderr.read()
+    assert process.stderr.read() == b""
+    assert (tmp_path / "a.tif").is_file()
+    process.stdin.close()
+    process.stderr.close()
+
+
+def test_second_process_is_refused(hires_process: Callable, tmp_path: Path) -> None:
+    words = ("generate", "-p", "sea", "--size", 512, "--steps", 200, "--json", "-o", "a.tif")
+    first = hires_process(*words, cwd=tmp_path)
+    while b"step_done" not in first.stdout.readline():
+        assert first.poll() is None
+    second = hires_process(*words, cwd=tmp_path)
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert b"another process" in err
+    first.terminate()
+    first.communicate(timeout=60)
+    assert first.returncode == 143
+
+
+def test_killed_then_again(hires_process: Callable, tmp_path: Path) -> None:
+    words = ("generate", *SMALL, "--json", "-o")
+    whole = hires_process(*words, "whole.tif", cwd=tmp_path).communicate(timeout=120)[0]
+    killed = hires_process(*words, "a.tif", cwd=tmp_path)
+    while b"step_done" not in killed.stdout.readline():
+        time.sleep(0)
+    killed.kill()
+    killed.communicate(timeout=60)
+    assert not (tmp_path / "a.tif").exists()
+    again = hires_process(*words, "a.tif", cwd=tmp_path).communicate(timeout=120)[0]
+    hashes = {result(out.decode())["images"][0]["sha256"] for out in (whole, again)}
+    assert len(hashes) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "whole.tif"]
+
+
+def test_module_is_the_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hirescli", "plan", "-p", "sea"],
+        cwd=Path(__file__).parent.parent.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "sea-seed0.tif" in done.stdout

@@ -1,0 +1,166 @@
+"""Flags, preset and recipe file become one recipe per image, in this order of weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def plans(ran) -> list[dict]:
+    assert ran.code == 0, ran.err
+    return [json.loads(line) for line in ran.out.splitlines()]
+
+
+def recipe(ran) -> dict:
+    (plan,) = plans(ran)
+    return plan["recipe"]
+
+
+def test_flags_win_over_preset_and_preset_over_file(hires: Callable) -> None:
+    Path("old.json").write_text(
+        '{"prompt": "sea", "width_px": 512, "height_px": 512, "seed": 4, "dpi": 72, "steps": 9}'
+    )
+    Path("own.toml").write_text("[recipe]\ndpi = 100\nsteps = 8\n")
+    made = recipe(
+        hires("plan", "--json", "--recipe", "old.json", "--preset", "own.toml", "--steps", 7)
+    )
+    assert (made["prompt"], made["seed"], made["dpi"], made["steps"]) == ("sea", 4, 100, 7)
+
+
+def test_size_flag_replaces_the_presets(hires: Callable) -> None:
+    made = recipe(
+        hires("plan", "--json", "-p", "sea", "--preset", "wallpaper-4k", "--size", "512x256")
+    )
+    assert (made["width_px"], made["height_px"]) == (512, 256)
+
+
+def test_width_and_height(hires: Callable) -> None:
+    made = recipe(hires("plan", "--json", "-p", "sea", "-W", 512, "-H", 256))
+    assert (made["width_px"], made["height_px"]) == (512, 256)
+
+
+def test_size_defaults_to_the_models(hires: Callable) -> None:
+    from hirescli.models.registry import find_card
+
+    native_px = find_card("builtin").native_px
+    made = recipe(hires("plan", "--json", "-p", "sea"))
+    assert (made["width_px"], made["height_px"]) == (native_px, native_px)
+
+
+@pytest.mark.parametrize("name", ["draft", "wallpaper-4k", "panorama-2x1", "poster-16k"])
+def test_shipped_presets_plan(hires: Callable, name: str) -> None:
+    ran = hires("plan", "--json", "-p", "mountains", "--preset", name)
+    assert ran.code in (0, 2)  # 16384 px may be too much for the machine at hand
+    assert json.loads(ran.out)["recipe"]["prompt"] == "mountains"
+
+
+def test_every_flag_reaches_the_recipe(hires: Callable) -> None:
+    words = (
+        "-p sea -n fog --size 1024 -s 5 -m builtin --steps 6 --guidance-scale 2.5 "
+        "--scheduler ddim --method sdedit --strengths 0.5,0.25 --upscale-steps 3 "
+        "--upscale-guidance-scale 1.5 --dtype bfloat16 --format tiff --tile 256 "
+        "--compression jpeg --quality 80 --dpi 150 --no-metadata --rows 8 --memory 8GiB"
+    )
+    (plan,) = plans(hires("plan", "--json", *words.split()))
+    wanted = {
+        "prompt": "sea", "negative_prompt": "fog", "width_px": 1024, "height_px": 1024, "seed": 5,
+        "model": "builtin", "steps": 6, "guidance_scale": 2.5, "scheduler": "ddim",
+        "method": "sdedit", "upscale_steps": 3, "upscale_guidance_scale": 1.5,
+        "dtype": "bfloat16", "format": "tiff", "tile_px": 256, "compression": "jpeg",
+        "quality": 80, "dpi": 150, "metadata": False, "rows": 8,
+    }  # fmt: skip
+    assert {key: plan["recipe"][key] for key in wanted} == wanted
+    assert plan["recipe"]["strengths"][:2] == [0.5, 0.25]
+    assert plan["budget_bytes"] == 8 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("words", "outputs"),
+    [
+        (["-s", "1", "-s", "2"], ["sea-seed1.tif", "sea-seed2.tif"]),
+        (["-s", "1", "-s", "2", "-o", "a.png"], ["a-seed1.png", "a-seed2.png"]),
+        (["-s", "1", "-s", "2", "-o", "a{seed}b.jpg"], ["a1b.jpg", "a2b.jpg"]),
+        (["-s", "7", "-o", "a.tif"], ["a.tif"]),
+        (["-s", "7", "-o", "{seed}.tiff"], ["7.tiff"]),
+        (["--format", "png"], ["sea-seed0.png"]),
+        (["-o", "."], ["sea-seed0.tif"]),
+        (["-o", "./"], ["sea-seed0.tif"]),
+    ],
+    ids=" ".join,
+)
+def test_outputs(hires: Callable, words: list[str], outputs: list[str]) -> None:
+    made = plans(hires("plan", "--json", "-p", "sea", "--size", 512, *words))
+    assert [plan["output"] for plan in made] == outputs
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_suffix_chooses_the_format(hires: Callable, suffix: str) -> None:
+    made = recipe(hires("plan", "--json", "-p", "sea", "--size", 512, "-o", f"a.{suffix}"))
+    assert made["format"] == {"png": "png", "jpg": "jpeg", "tif": "tiff"}[suffix]
+
+
+def test_suffix_wins_over_the_presets_format(hires: Callable) -> None:
+    Path("own.toml").write_text('[recipe]\nformat = "jpeg"\n')
+    ran = hires(
+        "plan", "--json", "-p", "sea", "--size", 512, "--preset", "own.toml", "-o", "a.png"
+    )
+    assert recipe(ran)["format"] == "png"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cleaned"),
+    [
+        ("\ufeffsea\r\nat night\n", "sea at night"),
+        ("🏔️ mountains", "🏔️ mountains"),
+        ("جبال في الليل", "جبال في الليل"),
+        ("sea " * 10_000, ("sea " * 10_000).strip()),
+    ],
+    ids=["bom-crlf", "emoji", "right-to-left", "long"],
+)
+def test_odd_prompts_work(hires: Callable, prompt: str, cleaned: str) -> None:
+    made = recipe(hires("plan", "--json", "-p", "-", "--size", 512, stdin=prompt.encode()))
+    assert made["prompt"] == cleaned
+
+
+def test_foreign_prompt_is_warned_of(hires: Callable) -> None:
+    ran = hires("plan", "-p", "a tax form", "--size", 512)
+    assert ran.code == 0
+    assert "may not follow this prompt" in ran.out
+    assert "--model" in ran.out
+
+
+def test_dry_run_makes_nothing(hires: Callable) -> None:
+    ran = hires("generate", "-p", "sea", "--size", 512, "--dry-run")
+    assert ran.code == 0
+    assert "sea-seed0.tif" in ran.out
+    assert not list(Path().iterdir())
+
+
+def test_dry_run_checks_the_output(hires: Callable) -> None:
+    Path("a.tif").write_text("mine")
+    assert hires("generate", "-p", "sea", "--size", 512, "--dry-run", "-o", "a.tif").code == 2
+    words = ("--dry-run", "-o", "a.tif", "--overwrite")
+    assert hires("generate", "-p", "sea", "--size", 512, *words).code == 0
+    assert Path("a.tif").read_text() == "mine"
+
+
+def test_json_tells_errors_too(hires: Callable) -> None:
+    ran = hires("generate", "-p", "sea", "--size", 7, "--json")
+    error = json.loads(ran.out)
+    assert (ran.code, error["event"], error["exit_code"]) == (2, "error", 2)
+    assert error["message"] in ran.err
+
+
+def test_plan_shows_every_fact(hires: Callable) -> None:
+    ran = hires("plan", "-p", "sea", "--size", 1024)
+    for text in ("1024x1024", "base", "upscale", "steps", "memory", "disk", "time", "seed 0"):
+        assert text in ran.out
+
+
+def test_plan_that_does_not_fit_is_still_shown(hires: Callable) -> None:
+    ran = hires("plan", "-p", "sea", "--size", 2048, "--memory", "500MB", "--json")
+    assert ran.code == 2
+    assert "500.0 MB" in json.loads(ran.out)["problem"]

@@ -1,0 +1,99 @@
+"""Signals, closed streams and terminals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+WAITING = ("plan", "-p", "-")  # waits for its prompt: a command that lasts, without a model
+
+
+def started(hires_process: Callable, **options: object) -> subprocess.Popen[bytes]:
+    process = hires_process(*WAITING, **options)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not _catches(process.pid, signal.SIGTERM):
+        time.sleep(0.02)
+    return process
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler by now (Linux tells)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught >> (number - 1) & 1)
+
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+def test_signals_end_cleanly(hires_process: Callable, number: int, code: int) -> None:
+    process = started(hires_process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert b"interrupted by" in err
+    assert b"Traceback" not in err
+
+
+def test_background_jobs_ignore_sigint_and_heed_sigterm(hires_process: Callable) -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    process = started(hires_process, preexec_fn=ignore)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+
+
+@pytest.mark.parametrize(
+    "words", [["presets", "list"], ["--help"], ["plan", "-p", "sea", "--json"]], ids=" ".join
+)
+def test_closed_stdout_is_quiet(hires_process: Callable, words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = hires_process(*words, stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (1, b"")
+
+
+@pytest.mark.parametrize("closing", [">&-", "2>&-", ">&- 2>&-"])
+def test_missing_streams(hires_process: Callable, closing: str) -> None:
+    command = f'"{sys.executable}" -m hirescli plan -p sea {closing}'
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, timeout=30, env=environment, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("no_color", [True, False])
+def test_control_characters_only_on_terminals(hires_process: Callable, no_color: bool) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path)}
+    if no_color:
+        environment["NO_COLOR"] = "1"
+    process = hires_process("presets", "list", stdout=theirs, env=environment)
+    os.close(theirs)
+    process.communicate(timeout=20)
+    shown = os.read(ours, 100_000)
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"poster-16k" in shown
+    if no_color:
+        assert b"\x1b[3" not in shown
