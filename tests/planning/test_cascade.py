@@ -1,0 +1,114 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hirescli.errors import RequestError
+from hirescli.models.registry import find_card
+from hirescli.planning.cascade import MAX_SIDE_PX, base_size, nearest_sizes, sizes, stages
+from hirescli.recipe import Recipe
+
+CARD = find_card("builtin")
+COARSE = CARD.model_copy(
+    update={"native_px": 1024, "multiple_px": 64, "min_px": 256, "name": "coarse"}
+)
+
+
+@st.composite
+def working_sizes(draw: st.DrawFn) -> tuple[int, int]:
+    """Sizes that the built-in model can make, of any aspect up to 4:1."""
+    multiple_px = CARD.multiple_px
+    short = draw(st.integers(CARD.min_px // multiple_px, 40_000 // multiple_px))
+    long = draw(st.integers(short, 4 * short))
+    width, height = draw(st.permutations([short, long]))
+    return width * multiple_px, height * multiple_px
+
+
+@given(working_sizes())
+def test_stages_end_at_the_target_and_at_most_double(size: tuple[int, int]) -> None:
+    grown = sizes(*size, CARD)
+    assert grown[-1] == size
+    for small, large in zip(grown, grown[1:], strict=False):
+        assert small != large
+        for before_px, after_px in zip(small, large, strict=True):
+            assert before_px <= after_px <= 2 * before_px
+    for width_px, height_px in grown:
+        assert width_px % CARD.multiple_px == height_px % CARD.multiple_px == 0
+
+
+@given(working_sizes())
+def test_a_base_stays_within_what_the_model_was_trained_at(size: tuple[int, int]) -> None:
+    width_px, height_px = base_size(*size, CARD)
+    assert max(width_px, height_px) <= 2 * CARD.native_px
+    assert min(width_px, height_px) >= CARD.min_px
+    assert width_px * height_px <= 1.1 * CARD.native_px**2
+    if size[0] * size[1] > CARD.native_px**2:
+        assert width_px * height_px >= 0.7 * CARD.native_px**2
+        distortion = (width_px / height_px) / (size[0] / size[1])
+        assert 0.97 < distortion < 1.03
+
+
+@given(st.integers(4, 600), st.integers(4, 600))
+def test_a_model_of_coarser_multiples(width: int, height: int) -> None:
+    width_px, height_px = width * 64, height * 64
+    if max(width, height) > 4 * min(width, height):
+        return
+    grown = sizes(width_px, height_px, COARSE)
+    assert grown[-1] == (width_px, height_px)
+    assert max(grown[0]) <= 2 * COARSE.native_px
+
+
+def test_powers_of_two_double() -> None:
+    assert sizes(2048, 2048, CARD) == ((256, 256), (512, 512), (1024, 1024), (2048, 2048))
+    assert len(sizes(16384, 16384, CARD)) == 7
+
+
+def test_a_target_below_native_is_the_base() -> None:
+    assert sizes(128, 192, CARD) == ((128, 192),)
+
+
+def test_stages_take_steps_guidance_and_strengths_in_order() -> None:
+    recipe = Recipe.from_fragments(
+        {"prompt": "a sea", "size": 4096, "steps": 9, "upscale_steps": 3, "strengths": [0.5, 0.2]}
+    )
+    made = stages(recipe, CARD)
+    assert [stage.kind for stage in made] == ["base"] + ["upscale"] * 4
+    assert [stage.strength for stage in made] == [None, 0.5, 0.2, 0.2, 0.2]
+    assert [stage.steps for stage in made] == [9, 3, 3, 3, 3]
+    assert made[0].guidance_scale == CARD.guidance_scale
+    assert made[1].guidance_scale == CARD.upscale_guidance_scale
+    assert (made[-1].latent_width, made[-1].latent_height) == (512, 512)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ((7, 7), "below the least of 64 px.*work: 64x64"),
+        ((16385, 16385), "16385 px is not a multiple of 8 px.*work: 16384x16384 or 16392x16392"),
+        ((16385, 16384), "width 16385 px.*work: 16384x16384 or 16392x16384"),
+        ((10**9, 10**9), "above the limit of 1048576 px.*work: 1048576x1048576"),
+        ((1, 16384), "below the least.*more than 4 times.*work: 4096x16384"),
+        ((2048, 504), "more than 4 times.*work: 2048x512"),
+    ],
+)
+def test_sizes_that_do_not_work_are_named(size: tuple[int, int], said: str) -> None:
+    with pytest.raises(RequestError, match=said) as caught:
+        sizes(*size, CARD)
+    assert f"{size[0]}x{size[1]}" in str(caught.value)
+
+
+@given(st.integers(1, 2 * MAX_SIDE_PX), st.integers(1, 2 * MAX_SIDE_PX))
+def test_nearest_sizes_do_work(width_px: int, height_px: int) -> None:
+    for size in nearest_sizes(width_px, height_px, CARD):
+        assert sizes(*size, CARD)[-1] == size
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"scheduler": "magic"}, 'scheduler "magic".*use one of ddim'),
+        ({"revision": "main"}, 'revision "main".*leave the revision out'),
+    ],
+)
+def test_choices_that_the_card_does_not_know_are_named(choice: dict[str, str], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        stages(Recipe.from_fragments({"prompt": "a", "size": 512}, choice), CARD)
