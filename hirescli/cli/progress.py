@@ -9,10 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from hirescli import events
 from hirescli.cli.render import console
@@ -191,7 +191,9 @@ class Display:
         self._planned_seconds = 0.0
         self._image = self._progress.add_task("image", total=1.0, note="loading the model")
         self._part = self._progress.add_task("", total=1.0, note="", visible=False)
+        self._final: TaskID | None = None
         self._stage = ""
+        self._images = 0
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -225,10 +227,12 @@ class Display:
 
     def _begin(self, plan: object) -> None:
         # A run knows its validated plan, a planner's caller the plan itself.
-        inner: Plan = getattr(plan, "plan", plan)  # type: ignore[assignment]
+        inner = cast("Plan", getattr(plan, "plan", plan))
         self._work, self._planned_seconds = Work(inner), inner.seconds
         self._started = self._clock()
-        self._progress.update(self._image, completed=0.0, note="")
+        self._images += 1
+        label = "image" if self._images == 1 else f"image {self._images}"
+        self._progress.update(self._image, description=label, completed=0.0, note="")
 
     def _show_part(self, what: str, done: int, total: int) -> None:
         note = f"{what} {done}/{total}" if total > 1 else what
@@ -239,9 +243,13 @@ class Display:
 
     def _closing(self, event: Event) -> None:
         if isinstance(event, events.Finalising):
-            self._progress.update(self._part, description=closing_line(event), total=None, note="")
+            self._progress.update(self._part, visible=False)
+            self._final = self._progress.add_task(closing_line(event) or "", total=None, note="")
         else:
             self._lines(event)
+        if isinstance(event, events.FileWritten) and self._final is not None:
+            self._progress.remove_task(self._final)
+            self._final = None
 
     def _count(self, event: Event) -> None:
         if self._work is None:
@@ -249,7 +257,8 @@ class Display:
         self._work.take(event)
         fraction = self._work.fraction
         left = seconds_left(self._clock() - self._started, fraction, self._planned_seconds)
-        note = f"{format_seconds(left)} left, peak memory {format_bytes(_peak_rss_bytes())}"
+        time_left = f"{format_seconds(left)} left, " if fraction < 1 else ""
+        note = f"{time_left}peak memory {format_bytes(_peak_rss_bytes())}"
         self._progress.update(self._image, completed=fraction, note=note)
 
 
