@@ -121,8 +121,8 @@ def test_sun_stands_where_the_caption_says() -> None:
         glare = scene.picture.astype(float).sum(axis=2) ** 8
         place = float((glare.sum(axis=0) * np.arange(48)).sum() / glare.sum()) / 48
         text = scene.captions[0]
-        assert ("left" in text) == (place < 0.42), (seed, text, place)
-        assert ("right" in text) == (place > 0.58), (seed, text, place)
+        low, high = (0, 0.46) if "left" in text else (0.54, 1) if "right" in text else (0.36, 0.64)
+        assert low < place < high, (seed, text, place)
         checked += 1
     assert checked > 10
 

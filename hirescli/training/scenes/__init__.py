@@ -101,9 +101,15 @@ def render(
         picture = _shrink(tone_map(painting.linear, painting.exposure), size_px)
         deviation = float(picture.std(axis=(0, 1)).mean())
         if deviation > names["best"]:
-            names = {"best": deviation, "scene": Scene(
-                picture, captions(rng, painting, zoom), family,
-                {**painting.attributes, "zoom": zoom})}
+            names = {
+                "best": deviation,
+                "scene": Scene(
+                    picture,
+                    captions(rng, painting, zoom),
+                    family,
+                    {**painting.attributes, "zoom": zoom},
+                ),
+            }
         if deviation >= MIN_DEVIATION:
             break
     scene: Scene = names["scene"]

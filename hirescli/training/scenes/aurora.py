@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from hirescli.training.scenes import relief as reliefs
-from hirescli.training.scenes.landscapes import Ground, Setting, compose, free_eye
+from hirescli.training.scenes.landscapes import Ground, Setting, compose
 from hirescli.training.scenes.noise import Field, Picture, sample, smoothstep, tile
 from hirescli.training.scenes.palette import LIGHTS, mix, rgb
 from hirescli.training.scenes.relief import illuminate
-from hirescli.training.scenes.terrain import Camera
+from hirescli.training.scenes.terrain import Camera, free_eye
 from hirescli.training.scenes.view import Painting, window
 
-CURTAINS = {"green": ("#3cffa0", "#20b0a0"), "purple": ("#b060ff", "#ff60c0"),
-            "turquoise": ("#30ffe8", "#3080ff"), "red": ("#ff5060", "#ff60b0")}
+CURTAINS = {
+    "green": ("#3cffa0", "#20b0a0"),
+    "purple": ("#b060ff", "#ff60c0"),
+    "turquoise": ("#30ffe8", "#3080ff"),
+    "red": ("#ff5060", "#ff60b0"),
+}
 
 
 def curtains(
@@ -33,8 +37,9 @@ def curtains(
         rays = np.zeros_like(row)
         for octave in range(4 + int(np.log2(factor))):
             s = np.float32(0.12 * 2.1**octave)
-            rays = rays + sample(tile(4, 2.0, 4.0, 9.0), (row + 0.03 * fold) * s + ox,
-                                 0 * row + 0.1 * octave) * np.float32(0.72**octave)
+            rays = rays + sample(
+                tile(4, 2.0, 4.0, 9.0), (row + 0.03 * fold) * s + ox, 0 * row + 0.1 * octave
+            ) * np.float32(0.72**octave)
         strength = np.clip(0.55 + 0.5 * fold + 0.35 * rays, 0.03, 2.2)
         body = np.exp(-np.clip(above, 0, None) * (2.6 - 0.5 * np.tanh(rays)))
         body *= smoothstep(-0.035, 0.03, above) * strength * np.float32(0.75 - 0.15 * index)
@@ -67,13 +72,27 @@ def aurora(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     def lights(sky_x: Field, sky_y: Field) -> Picture:
         return curtains(rng, sky_x, sky_y, horizon, colour, view.factor)
 
-    linear, hit = compose(rng, view, relief, camera, setting, colouring, water=water, rough=0.8,
-                          fog=0.5, cloud=0.0, lights=lights)
+    linear, hit = compose(
+        rng,
+        view,
+        relief,
+        camera,
+        setting,
+        colouring,
+        water=water,
+        rough=0.8,
+        fog=0.5,
+        cloud=0.0,
+        lights=lights,
+    )
     wet = bool((hit.ground & (hit.up <= water + 1e-5)).mean() > 0.06)
     return Painting(
         linear,
-        (f"{colour} aurora over mountains", f"{colour} northern lights, aurora",
-         f"{colour} aurora in the sky"),
+        (
+            f"{colour} aurora over mountains",
+            f"{colour} northern lights, aurora",
+            f"{colour} aurora in the sky",
+        ),
         times=("at night",),
         details=("a lake in front",) if wet else (),
         attributes={"time": "night", "colour": colour, "lake": "yes" if wet else "no"},

@@ -72,8 +72,10 @@ def sky(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     x, y = view.grid()
     linear = np.broadcast_to(gradient(light, 1.05 - y + 0 * x), (px, px, 3)).copy()
     low = light.elevation[0] < 0.2
-    sun = (float(rng.uniform(0.15, 0.85)),
-           float(rng.uniform(0.7, 0.85) if low else rng.uniform(0.12, 0.3)))
+    sun = (
+        float(rng.uniform(0.15, 0.85)),
+        float(rng.uniform(0.7, 0.85) if low else rng.uniform(0.12, 0.3)),
+    )
     if light.stars:
         stars = np.zeros_like(linear)
         star_field(stars, rng, view, light.stars)

@@ -10,8 +10,11 @@ from hirescli.training.scenes.view import Painting, View, window
 from hirescli.training.scenes.water import side_of, sky_above
 
 LAYERS = 6
-LEAVES = {"green": ("#16301c", "#4c7a3a"), "golden": ("#4a2c0c", "#d08a28"),
-          "snowy": ("#34485a", "#f0f6ff")}
+LEAVES = {
+    "green": ("#16301c", "#4c7a3a"),
+    "golden": ("#4a2c0c", "#d08a28"),
+    "snowy": ("#34485a", "#f0f6ff"),
+}
 
 
 def _tree(
@@ -48,9 +51,7 @@ def _tree(
     cover[r0:r1, c0:c1] = old + (1 - old) * alpha
 
 
-def _row(
-    rng: np.random.Generator, view: View, level: float, tall: float
-) -> tuple[Field, Field]:
+def _row(rng: np.random.Generator, view: View, level: float, tall: float) -> tuple[Field, Field]:
     """Draw one row of trees on a wavy slope; gives opacity and light."""
     cover = np.zeros((view.px, view.px), np.float32)
     shine = np.zeros_like(cover)
@@ -59,8 +60,9 @@ def _row(
     swing = np.array([0.035, 0.02, 0.008])
 
     def slope(at: Field | float) -> Field:
-        waves = [s * np.sin(f * at + p) for s, f, p in zip(swing, (3.1, 7.3, 17.0), phase,
-                                                           strict=True)]
+        waves = [
+            s * np.sin(f * at + p) for s, f, p in zip(swing, (3.1, 7.3, 17.0), phase, strict=True)
+        ]
         return np.asarray(level + sum(waves), np.float32)
 
     step = tall * 0.17
@@ -95,7 +97,9 @@ def forest(rng: np.random.Generator, px: int, zoom: str) -> Painting:
         cover, shine = _row(rng, view, level, tall)
         linear = mix(linear, _layer(light, dark, bright, shine, mist, 1 - near), cover)
         if index < LAYERS - 1:
-            low = np.exp(-(((y - np.float32(level + 0.05)) / np.float32(0.045 + 0.05 * near)) ** 2))
+            low = np.exp(
+                -(((y - np.float32(level + 0.05)) / np.float32(0.045 + 0.05 * near)) ** 2)
+            )
             linear = mix(linear, mist, low * np.float32(0.42 * thick * (1 - 0.6 * near)))
     details: list[str] = []
     if shown:
@@ -105,14 +109,19 @@ def forest(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     return Painting(
         linear,
         (f"{word} pine forest", f"a forest of {word} pine trees", f"{word} pines, a forest"),
-        times=light.words, details=tuple(details),
+        times=light.words,
+        details=tuple(details),
         attributes={"time": time, "colour": word, "mist": "yes" if thick > 0.8 else "no"},
         exposure=1.15,
     )
 
 
 def _layer(
-    light: Light, dark: Picture | Field, bright: Picture | Field, shine: Field, mist: Field,
+    light: Light,
+    dark: Picture | Field,
+    bright: Picture | Field,
+    shine: Field,
+    mist: Field,
     far: float,
 ) -> Picture:
     """Colour a row of trees: lit needles, paler with distance."""

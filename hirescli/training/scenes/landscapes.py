@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hirescli.training.scenes import relief as reliefs
 from hirescli.training.scenes.noise import Field, Picture, sample, smoothstep, tile
 from hirescli.training.scenes.palette import LIGHTS, Light, mix, rgb
-from hirescli.training.scenes.relief import Relief, illuminate
+from hirescli.training.scenes.relief import Relief
 from hirescli.training.scenes.terrain import Camera, Hit, look, slopes
-from hirescli.training.scenes.view import Painting, View, window
+from hirescli.training.scenes.view import View
 from hirescli.training.scenes.water import DEEP, side_of, sky_above
 
 
@@ -75,19 +74,33 @@ def lit(
 
 
 def paint_land(
-    relief: Relief, hit: Hit, view: View, camera: Camera, setting: Setting, colouring: Colouring,
-    *, rough: float, fog: float, ripples: Callable[[Ground], tuple[Field, Field]] | None = None,
+    relief: Relief,
+    hit: Hit,
+    view: View,
+    camera: Camera,
+    setting: Setting,
+    colouring: Colouring,
+    *,
+    rough: float,
+    fog: float,
+    ripples: Callable[[Ground], tuple[Field, Field]] | None = None,
 ) -> Picture:
     """Colour and light the ground pixels of a view; gives (n, 3) for `hit.ground`."""
     some = hit.ground
-    flat = Hit(*(part[some][None, :] for part in (hit.distance, hit.x, hit.z, hit.up)),
-               some[some][None, :])
+    flat = Hit(
+        distance=hit.distance[some][None, :],
+        x=hit.x[some][None, :],
+        z=hit.z[some][None, :],
+        up=hit.up[some][None, :],
+        ground=some[some][None, :],
+    )
     gx, gz = slopes(relief, flat, view, camera, rough)
     footprint = flat.distance * np.float32(camera.width / (view.px * view.factor))
     mottle = sample(tile(3, 1.3, 4.0, 120.0), flat.x * 5, (flat.z + flat.up) * 5)
     if view.factor > 1:
-        mottle = 0.6 * mottle + 0.6 * sample(tile(4, 1.3, 4.0, 120.0), flat.x * 41,
-                                             (flat.z + flat.up) * 41)
+        mottle = 0.6 * mottle + 0.6 * sample(
+            tile(4, 1.3, 4.0, 120.0), flat.x * 41, (flat.z + flat.up) * 41
+        )
     ground = Ground(flat.x, flat.z, flat.up, np.sqrt(gx * gx + gz * gz), mottle, footprint)
     if ripples is not None:
         rx, rz = ripples(ground)
@@ -97,9 +110,11 @@ def paint_land(
     hollow = sample(relief.hollow, flat.x, flat.z)
     linear = lit(setting, colouring(ground), gx, gz, lit_share, hollow)
     low = np.exp(-np.maximum(flat.up, 0) * 7)
-    haze = 1 - np.exp(-((flat.distance * np.float32(fog * setting.light.fog)) ** 1.5) *
-                      (0.35 + 0.65 * low))
-    return mix(linear, _haze_colour(flat, camera, setting), haze)[0]
+    haze = 1 - np.exp(
+        -((flat.distance * np.float32(fog * setting.light.fog)) ** 1.5) * (0.35 + 0.65 * low)
+    )
+    hazy: Picture = mix(linear, _haze_colour(flat, camera, setting), haze)[0]
+    return hazy
 
 
 def _haze_colour(flat: Hit, camera: Camera, setting: Setting) -> Picture:
@@ -111,8 +126,14 @@ def _haze_colour(flat: Hit, camera: Camera, setting: Setting) -> Picture:
 
 
 def add_lake(
-    rng: np.random.Generator, linear: Picture, hit: Hit, view: View, camera: Camera,
-    setting: Setting, water: float, calm: float,
+    rng: np.random.Generator,
+    linear: Picture,
+    hit: Hit,
+    view: View,
+    camera: Camera,
+    setting: Setting,
+    water: float,
+    calm: float,
 ) -> None:
     """Turn the pixels at the water level into a mirror of the picture above, in place."""
     wet = hit.ground & (hit.up <= np.float32(water + 1e-5))
@@ -126,7 +147,9 @@ def add_lake(
         fade = np.clip(1.3 - footprint * footprint * 6e3 / period - footprint * 30 / period, 0, 1)
         ox, oz = rng.uniform(0, 1, 2)
         field = tile(5 + octave, 1.6, 6.0, 40.0)
-        wave += sample(field, gx / np.float32(period * 2) + ox, gz / np.float32(period) + oz) * fade
+        wave += (
+            sample(field, gx / np.float32(period * 2) + ox, gz / np.float32(period) + oz) * fade
+        )
     horizon_row = (camera.horizon - view.y0) * view.factor * view.px
     reach = (rows - horizon_row) / (view.px * view.factor)
     jitter = wave * np.float32(calm * view.px * view.factor) * (0.010 + 0.05 * np.abs(reach))
@@ -143,38 +166,18 @@ def add_lake(
         linear[wet] += setting.light.sun * flash[:, None].astype(np.float32)
 
 
-def free_eye(
-    rng: np.random.Generator, height: Field, *, above: float, wish: float, tries: int = 24
-) -> tuple[float, float, float]:
-    """Find an eye place (x, z, height): of random places the one whose view is most open.
-
-    `wish` weighs high ground ahead, so that peaks stand in the picture.
-    """
-    px = height.shape[0]
-    best, place = -1e9, (0.0, 0.0, above)
-    ahead = np.linspace(0.03, 0.7, 24)
-    for _ in range(tries):
-        x, z = rng.uniform(0, 1, 2)
-        rows = ((z + ahead) * px).astype(int) % px
-        fan = [height[rows, ((x + ahead * t) * px).astype(int) % px] for t in (-0.35, 0, 0.35)]
-        here = float(height[int(z * px), int(x * px)])
-        eye = here + above
-        blocked = max(float(((part - eye) / ahead)[:7].max()) for part in fan)
-        rise = np.mean([float(((part - eye) / ahead)[7:].max()) for part in fan])
-        score = wish * float(rise) - 3 * max(0.0, blocked - 0.02) - here
-        if score > best:
-            best, place = score, (float(x), float(z), eye)
-    x, z, eye = place
-    # Stay above all that lies right in front, or the nearest slices would hide everything.
-    near = np.arange(0, 0.05, 1 / px)[:, None]
-    sides = np.linspace(-0.6, 0.6, 9)[None, :]
-    front = height[((z + near) * px).astype(int) % px, ((x + near * sides) * px).astype(int) % px]
-    return x, z, max(eye, float((front - 0.15 * near).max()) + 0.3 * above)
-
-
 def compose(
-    rng: np.random.Generator, view: View, relief: Relief, camera: Camera, setting: Setting,
-    colouring: Colouring, *, water: float, rough: float, fog: float, cloud: float,
+    rng: np.random.Generator,
+    view: View,
+    relief: Relief,
+    camera: Camera,
+    setting: Setting,
+    colouring: Colouring,
+    *,
+    water: float,
+    rough: float,
+    fog: float,
+    cloud: float,
     ripples: Callable[[Ground], tuple[Field, Field]] | None = None,
     lights: Callable[[Field, Field], Picture] | None = None,
 ) -> tuple[Picture, Hit]:
@@ -186,13 +189,15 @@ def compose(
     linear = np.zeros((view.px, view.px, 3), np.float32)
     if sky_rows:
         sun = setting.sun if setting.shown else (setting.sun[0] * 3 - 1, setting.sun[1])
-        linear[:sky_rows] = sky_above(rng, view, setting.light, sun, camera.horizon,
-                                      x[:sky_rows], y[:sky_rows], cloud)
+        linear[:sky_rows] = sky_above(
+            rng, view, setting.light, sun, camera.horizon, x[:sky_rows], y[:sky_rows], cloud
+        )
         if lights is not None:
             linear[:sky_rows] += lights(x[:sky_rows], y[:sky_rows])
     if hit.ground.any():
-        linear[hit.ground] = paint_land(relief, hit, view, camera, setting, colouring,
-                                        rough=rough, fog=fog, ripples=ripples)
+        linear[hit.ground] = paint_land(
+            relief, hit, view, camera, setting, colouring, rough=rough, fog=fog, ripples=ripples
+        )
     if water > 0:
         add_lake(rng, linear, hit, view, camera, setting, water, calm=float(rng.uniform(0.3, 1)))
     return linear, hit
@@ -206,7 +211,3 @@ def sun_words(setting: Setting, hit: Hit, view: View) -> tuple[str, ...]:
     if hit.ground[row, column]:
         return ()
     return (side_of(setting.sun[0], "moon" if setting.light.time == "night" else "sun"),)
-
-
-__all__ = ["Camera", "Ground", "Painting", "choose_setting", "compose", "free_eye", "illuminate",
-           "reliefs", "sun_words", "window"]

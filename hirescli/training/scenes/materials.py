@@ -4,23 +4,53 @@ from __future__ import annotations
 
 import numpy as np
 
-from hirescli.training.scenes.noise import Field, smoothstep, warp
+from hirescli.training.scenes.noise import Field, smoothstep
 from hirescli.training.scenes.palette import mix, ramp, rgb
 from hirescli.training.scenes.view import Painting, window
 
 Stops = list[tuple[float, str]]
 
 AGATES: dict[str, Stops] = {
-    "blue": [(0, "#071a3a"), (0.25, "#1a5aa0"), (0.45, "#9fd0ea"), (0.6, "#2a78bc"),
-             (0.8, "#e6f2f6"), (1, "#0c3468")],
-    "green": [(0, "#05231a"), (0.25, "#1c7a4c"), (0.45, "#a6e0b4"), (0.6, "#2f9c68"),
-              (0.8, "#e2f4dc"), (1, "#0b4530")],
-    "red": [(0, "#2c0508"), (0.25, "#a8241c"), (0.45, "#f0b08c"), (0.6, "#c8402c"),
-            (0.8, "#fbe6d4"), (1, "#5c0c10")],
-    "purple": [(0, "#180a34"), (0.25, "#6a3aa4"), (0.45, "#d4b4ec"), (0.6, "#8452c0"),
-               (0.8, "#f2e8fa"), (1, "#34145e")],
-    "orange": [(0, "#3a1602"), (0.25, "#c8641a"), (0.45, "#fcd494"), (0.6, "#e08a30"),
-               (0.8, "#fff0d6"), (1, "#6c2c08")],
+    "blue": [
+        (0, "#071a3a"),
+        (0.25, "#1a5aa0"),
+        (0.45, "#9fd0ea"),
+        (0.6, "#2a78bc"),
+        (0.8, "#e6f2f6"),
+        (1, "#0c3468"),
+    ],
+    "green": [
+        (0, "#05231a"),
+        (0.25, "#1c7a4c"),
+        (0.45, "#a6e0b4"),
+        (0.6, "#2f9c68"),
+        (0.8, "#e2f4dc"),
+        (1, "#0b4530"),
+    ],
+    "red": [
+        (0, "#2c0508"),
+        (0.25, "#a8241c"),
+        (0.45, "#f0b08c"),
+        (0.6, "#c8402c"),
+        (0.8, "#fbe6d4"),
+        (1, "#5c0c10"),
+    ],
+    "purple": [
+        (0, "#180a34"),
+        (0.25, "#6a3aa4"),
+        (0.45, "#d4b4ec"),
+        (0.6, "#8452c0"),
+        (0.8, "#f2e8fa"),
+        (1, "#34145e"),
+    ],
+    "orange": [
+        (0, "#3a1602"),
+        (0.25, "#c8641a"),
+        (0.45, "#fcd494"),
+        (0.6, "#e08a30"),
+        (0.8, "#fff0d6"),
+        (1, "#6c2c08"),
+    ],
 }
 MARBLES: dict[str, tuple[str, str, str]] = {
     "white": ("#eeece8", "#c4c4c6", "#6a6c74"),
@@ -62,8 +92,11 @@ def agate(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     linear += (gloss * np.float32(0.1))[..., None]
     return Painting(
         linear,
-        (f"polished {colour} agate stone", f"{colour} agate with bands",
-         f"a slice of {colour} banded stone, agate"),
+        (
+            f"polished {colour} agate stone",
+            f"{colour} agate with bands",
+            f"a slice of {colour} banded stone, agate",
+        ),
         details=(),
         attributes={"material": "agate", "colour": colour},
         exposure=1.25,
@@ -75,7 +108,8 @@ def _veins(rng: np.random.Generator, view_fractal: Field, twist: Field, width: f
     slope_y, slope_x = np.gradient(bent)
     slope = np.sqrt(slope_x**2 + slope_y**2) * bent.shape[0] + np.float32(0.6)
     # Distance to the zero level, in picture widths, whatever the field's slope is there.
-    return np.exp(-np.abs(bent) / slope / np.float32(width)).astype(np.float32)
+    near: Field = np.exp(-np.abs(bent) / slope / np.float32(width)).astype(np.float32)
+    return near
 
 
 def marble(rng: np.random.Generator, px: int, zoom: str) -> Painting:
@@ -88,15 +122,19 @@ def marble(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     linear = mix(ground, shade, smoothstep(-1.2, 1.6, cloud))
     k = view.factor**0.6
     for cycles, width, strength in ((1.2, 0.009, 0.95), (2.6, 0.005, 0.7), (6.0, 0.003, 0.5)):
-        lines = _veins(rng, view.fractal(rng, beta=2.2, cycles=cycles, stretch=1.3), twist,
-                       width * k)
+        lines = _veins(
+            rng, view.fractal(rng, beta=2.2, cycles=cycles, stretch=1.3), twist, width * k
+        )
         patch = smoothstep(-0.4, 1.2, view.fractal(rng, beta=2.4, cycles=1.5))
         linear = mix(linear, vein, lines * patch * np.float32(strength))
     linear *= (1 + 0.09 * view.fractal(rng, beta=1.2, cycles=12.0))[..., None]
     return Painting(
         linear,
-        (f"polished {colour} marble stone", f"{colour} marble with veins",
-         f"a slab of {colour} veined stone, marble"),
+        (
+            f"polished {colour} marble stone",
+            f"{colour} marble with veins",
+            f"a slab of {colour} veined stone, marble",
+        ),
         attributes={"material": "marble", "colour": colour},
         exposure=1.35,
     )

@@ -6,13 +6,15 @@ Shapes: fields are (rows, columns) float32 with zero mean and unit deviation unl
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-Field = npt.NDArray[np.float32]
-Picture = npt.NDArray[np.float32]  # (rows, columns, 3), linear light
+# float32 in practice; numpy's type stubs widen the results of mixed arithmetic.
+Field = npt.NDArray[np.floating[Any]]
+Picture = npt.NDArray[np.floating[Any]]  # (rows, columns, 3), linear light
 
 TILE_PX = 512
 TILES = 12
@@ -29,7 +31,8 @@ def _amplitude(
     amplitude = (squared + np.float32(low * low)) ** np.float32(-beta / 2)
     amplitude *= np.exp(-squared / np.float32(high * high))
     amplitude[0, 0] = 0.0
-    return amplitude.astype(np.float32)
+    shaped: Field = amplitude.astype(np.float32)
+    return shaped
 
 
 def periodic(
@@ -59,7 +62,8 @@ def periodic(
     white = rng.standard_normal((2, *amplitude.shape), dtype=np.float32)
     spectrum = (white[0] + 1j * white[1]) * amplitude
     field = fft.irfft2(spectrum, s=(rows, columns), workers=1).astype(np.float32)
-    return field / np.float32(field.std() + 1e-9)
+    normal: Field = field / np.float32(field.std() + 1e-9)
+    return normal
 
 
 def fractal(
@@ -92,7 +96,8 @@ def fractal(
         ramp = np.linspace(-1.0, 1.0, px, dtype=np.float32)
         field = field + slope[0] * ramp[None, :] + slope[1] * ramp[:, None]
     field = field - field.mean()
-    return field / np.float32(field.std() + 1e-9)
+    normal: Field = field / np.float32(field.std() + 1e-9)
+    return normal
 
 
 @lru_cache(maxsize=128)
@@ -116,7 +121,8 @@ def sample(field: Field, x: Field, y: Field) -> Field:
     j1 = ((j0 + 1) & (rows - 1)) * columns
     j0 *= columns
     flat = field.ravel()
-    top, bottom = flat.take(j0 + i0), flat.take(j1 + i0)
+    top: Field = flat.take(j0 + i0)
+    bottom: Field = flat.take(j1 + i0)
     top += (flat.take(j0 + i1) - top) * u
     bottom += (flat.take(j1 + i1) - bottom) * u
     top += (bottom - top) * v
@@ -133,7 +139,8 @@ def warp(field: Field, dx: Field, dy: Field) -> Field:
     i, j = x.astype(np.int64), y.astype(np.int64)
     u, v = (x - i).astype(np.float32), (y - j).astype(np.float32)
     flat, start = field.ravel(), j * columns + i
-    top, bottom = flat.take(start), flat.take(start + columns)
+    top: Field = flat.take(start)
+    bottom: Field = flat.take(start + columns)
     top += (flat.take(start + 1) - top) * u
     bottom += (flat.take(start + columns + 1) - bottom) * u
     top += (bottom - top) * v

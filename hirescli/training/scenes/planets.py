@@ -10,25 +10,59 @@ from hirescli.training.scenes.space import star_field
 from hirescli.training.scenes.view import Painting, View, window
 
 BANDS = {
-    "golden": [(-2.0, "#6e4420"), (-0.7, "#c08a4c"), (0.2, "#e8c88c"), (1.0, "#fbeccc"),
-               (2.0, "#a8683a")],
-    "blue": [(-2.0, "#102c78"), (-0.7, "#2a62c0"), (0.2, "#6aa8ec"), (1.0, "#c4e4fc"),
-             (2.0, "#1c4a9c")],
-    "purple": [(-2.0, "#2c145c"), (-0.7, "#6a3cac"), (0.2, "#a880dc"), (1.0, "#e4d0f8"),
-               (2.0, "#4c2488")],
-    "green": [(-2.0, "#0c3c30"), (-0.7, "#2a8060"), (0.2, "#74c494"), (1.0, "#d4f4d8"),
-              (2.0, "#1a5c48")],
+    "golden": [
+        (-2.0, "#6e4420"),
+        (-0.7, "#c08a4c"),
+        (0.2, "#e8c88c"),
+        (1.0, "#fbeccc"),
+        (2.0, "#a8683a"),
+    ],
+    "blue": [
+        (-2.0, "#102c78"),
+        (-0.7, "#2a62c0"),
+        (0.2, "#6aa8ec"),
+        (1.0, "#c4e4fc"),
+        (2.0, "#1c4a9c"),
+    ],
+    "purple": [
+        (-2.0, "#2c145c"),
+        (-0.7, "#6a3cac"),
+        (0.2, "#a880dc"),
+        (1.0, "#e4d0f8"),
+        (2.0, "#4c2488"),
+    ],
+    "green": [
+        (-2.0, "#0c3c30"),
+        (-0.7, "#2a8060"),
+        (0.2, "#74c494"),
+        (1.0, "#d4f4d8"),
+        (2.0, "#1a5c48"),
+    ],
 }
 KINDS: dict[str, tuple[str, tuple[str, str, str]]] = {  # atmosphere, subject phrases
     "gas": ("", ("a {c} planet with bands", "{c} gas giant planet", "a striped {c} planet")),
-    "ocean": ("#5aa8ff", ("a blue planet with oceans and clouds", "an earth-like planet",
-                          "a planet with blue oceans, green land and white clouds")),
-    "lava": ("#ff6a20", ("a dark planet with glowing lava", "a lava planet",
-                         "a black planet with orange lava cracks")),
+    "ocean": (
+        "#5aa8ff",
+        (
+            "a blue planet with oceans and clouds",
+            "an earth-like planet",
+            "a planet with blue oceans, green land and white clouds",
+        ),
+    ),
+    "lava": (
+        "#ff6a20",
+        (
+            "a dark planet with glowing lava",
+            "a lava planet",
+            "a black planet with orange lava cracks",
+        ),
+    ),
     "ice": ("#b8e0ff", ("a white ice planet", "an icy planet", "a frozen white planet")),
     "rock": ("#e08a5c", ("a red rocky planet", "a red desert planet", "a dusty red planet")),
-    "moon": ("", ("a grey moon with craters", "the grey moon, a small planet",
-                  "a grey rocky moon planet")),
+    "moon": (
+        "",
+        ("a grey moon with craters", "the grey moon, a small planet", "a grey rocky moon planet"),
+    ),
 }
 
 
@@ -43,7 +77,8 @@ def _noise(
         ox, oy = rng.uniform(0, 1, 2).astype(np.float32)
         s = np.float32(scale * 2.0**octave)
         total += sample(tile(octave % 8, 2.4, 3.0, 8.0), u * s + ox, v * s + oy) * np.float32(
-            weight)
+            weight
+        )
         weight *= rough
     return total * np.float32(np.sqrt(1 - rough**2))
 
@@ -67,8 +102,10 @@ def _surface(
     if kind == "lava":
         crack = np.exp(-np.abs(base + 0.12 * fine) * 11) + 0.4 * np.exp(-np.abs(fine) * 9)
         stone = mix(rgb("#14100f"), rgb("#3c302c"), smoothstep(-1.5, 1.5, fine))
-        glow = ramp(np.clip(crack, 0, 1.2), [(0, "#000000"), (0.35, "#6a1002"), (0.7, "#ff5a10"),
-                                             (1.2, "#ffe890")])
+        glow = ramp(
+            np.clip(crack, 0, 1.2),
+            [(0, "#000000"), (0.35, "#6a1002"), (0.7, "#ff5a10"), (1.2, "#ffe890")],
+        )
         return stone, glow * 1.6, fine
     stops = {
         "ice": [(-2.0, "#5a9cc8"), (-0.6, "#b4d8ec"), (0.4, "#eef6fb"), (2.0, "#ffffff")],
@@ -78,16 +115,24 @@ def _surface(
     relief = 0.5 * fine + 0.3 * base
     if kind == "moon":
         spots = _noise(rng, view, u, v, scale=0.5, rough=0.3)
-        relief = relief - 2.2 * smoothstep(0.8, 1.1, spots) + 1.2 * np.exp(
-            -((spots - 0.8) / 0.1) ** 2)
+        relief = (
+            relief
+            - 2.2 * smoothstep(0.8, 1.1, spots)
+            + 1.2 * np.exp(-(((spots - 0.8) / 0.1) ** 2))
+        )
     return ramp(base + 0.5 * fine, stops), None, relief
 
 
 def planet(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     """Paint one planet in front of the stars."""
     kind = str(rng.choice(["gas", "gas", "ocean", "ocean", "lava", "ice", "rock", "moon"]))
-    colour = str(rng.choice(list(BANDS))) if kind == "gas" else {
-        "ocean": "blue", "lava": "orange", "ice": "white", "rock": "red", "moon": "grey"}[kind]
+    colour = (
+        str(rng.choice(list(BANDS)))
+        if kind == "gas"
+        else {"ocean": "blue", "lava": "orange", "ice": "white", "rock": "red", "moon": "grey"}[
+            kind
+        ]
+    )
     radius = float(rng.uniform(0.22, 0.36))
     cx, cy = (float(v) for v in rng.uniform(0.42, 0.58, 2))
     side = float(rng.choice([-1.0, 1.0]))
@@ -95,8 +140,13 @@ def planet(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     sx, sy, sz = (np.float32(v) for v in sun / np.linalg.norm(sun))
     ring = bool(rng.random() < (0.5 if kind == "gas" else 0.12))
     reach = radius * 0.75
-    view = window(rng, zoom, px, x=(min(cx, cx + side * reach), max(cx, cx + side * reach)),
-                  y=(cy - reach, cy + 0.5 * reach))
+    view = window(
+        rng,
+        zoom,
+        px,
+        x=(min(cx, cx + side * reach), max(cx, cx + side * reach)),
+        y=(cy - reach, cy + 0.5 * reach),
+    )
     x, y = view.grid()
     dx, dy = (x - np.float32(cx)) / np.float32(radius), (y - np.float32(cy)) / np.float32(radius)
     r2 = dx * dx + dy * dy
@@ -115,15 +165,20 @@ def planet(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     body = ground * (facing[..., None] * 2.3 + np.float32(0.012))
     if glow is not None:
         body += glow
-    air = KINDS[kind][0] or {"golden": "#ffd8a0", "purple": "#c8a0ff", "green": "#a8ffd0",
-                             "blue": "#9cc8ff"}.get(colour, "")
-    edge = np.float32(1.2 / (px * view.factor * radius))
+    air = KINDS[kind][0] or {
+        "golden": "#ffd8a0",
+        "purple": "#c8a0ff",
+        "green": "#a8ffd0",
+        "blue": "#9cc8ff",
+    }.get(colour, "")
+    edge = 1.2 / (px * view.factor * radius)
     inside = smoothstep(1 + edge, 1 - edge, np.sqrt(r2))
     if air:
         day = smoothstep(-0.35, 0.6, dx * sx + dy * sy + z * sz)
         body = mix(body, rgb(air, 1.1), (1 - z) ** 3 * day * np.float32(0.75))
         halo = np.exp(-np.clip(np.sqrt(r2) - 1, 0, None) * 26) * smoothstep(
-            -0.5, 0.8, dx * sx + dy * sy)
+            -0.5, 0.8, dx * sx + dy * sy
+        )
         linear += rgb(air) * (halo * (1 - inside))[..., None] * 0.9
     linear = mix(linear, body, inside)
     if ring:
@@ -131,16 +186,28 @@ def planet(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     details = ("lit from the left" if side < 0 else "lit from the right",)
     phrases = tuple(p.format(c=colour) for p in KINDS[kind][1])
     return Painting(
-        linear, phrases, details=(("with a ring",) if ring else ()) + details,
-        attributes={"kind": kind, "colour": colour, "ring": "yes" if ring else "no",
-                    "light": details[0].split()[-1]},
+        linear,
+        phrases,
+        details=(("with a ring",) if ring else ()) + details,
+        attributes={
+            "kind": kind,
+            "colour": colour,
+            "ring": "yes" if ring else "no",
+            "light": details[0].split()[-1],
+        },
         exposure=1.15,
     )
 
 
 def _add_ring(
-    rng: np.random.Generator, linear: Picture, dx: Field, dy: Field, inside: Field,
-    sun: tuple[np.float32, np.float32, np.float32], view: View, colour: str,
+    rng: np.random.Generator,
+    linear: Picture,
+    dx: Field,
+    dy: Field,
+    inside: Field,
+    sun: tuple[np.float32, np.float32, np.float32],
+    view: View,
+    colour: str,
 ) -> Picture:
     """Lay a tilted ring around the planet: its far half behind, with gaps and a shadow."""
     turn, flat = float(rng.uniform(-0.5, 0.5)), float(rng.uniform(0.16, 0.4))
@@ -156,7 +223,9 @@ def _add_ring(
     toward = dx * sun[0] + dy * sun[1]
     off = np.sqrt(np.clip(dx**2 + dy**2 - toward**2, 0, None))
     shade = 1 - 0.9 * smoothstep(1.05, 0.9, off) * (toward < 0)
-    tint = mix(rgb("#d8c4a0"), rgb(BANDS.get(colour, BANDS["golden"])[3][1]),
-               0.5 + 0 * distance)
-    return mix(linear, tint * (shade * (0.8 + 0.15 * groove))[..., None],
-               alpha.astype(np.float32) * np.float32(0.92))
+    tint = mix(rgb("#d8c4a0"), rgb(BANDS.get(colour, BANDS["golden"])[3][1]), 0.5 + 0 * distance)
+    return mix(
+        linear,
+        tint * (shade * (0.8 + 0.15 * groove))[..., None],
+        alpha.astype(np.float32) * np.float32(0.92),
+    )

@@ -82,7 +82,8 @@ def canyon(rng: np.random.Generator) -> Field:
     for place, rise in ((-0.5, 0.10), (0.05, 0.22), (0.3, 0.16), (0.75, 0.30), (1.15, 0.22)):
         steps += np.float32(rise) * smoothstep(place, place + 0.10, level)
     slopes = smoothstep(-1.5, 2.0, level) * 0.35
-    return ((steps + slopes) * 0.125 + rough * np.float32(0.0008)).astype(np.float32)
+    height: Field = ((steps + slopes) * 0.125 + rough * np.float32(0.0008)).astype(np.float32)
+    return height
 
 
 def hills(rng: np.random.Generator) -> Field:
@@ -106,12 +107,15 @@ def illuminate(height: Field, sun: tuple[float, float, float]) -> Relief:
     shadow = np.full_like(height, -1.0)
     distance = 2.0
     for _ in range(15):
-        dx = int(round(-sun[0] / flat * distance))
-        dz = int(round(-sun[2] / flat * distance))
-        np.maximum(shadow, np.roll(height, (dz, dx), (0, 1)) - np.float32(drop * distance), shadow)
+        dx = round(-sun[0] / flat * distance)
+        dz = round(-sun[2] / flat * distance)
+        np.maximum(
+            shadow, np.roll(height, (dz, dx), (0, 1)) - np.float32(drop * distance), out=shadow
+        )
         distance *= 1.33
-    around = sum(np.roll(height, (dz, dx), (0, 1)) for dz, dx in ((0, 14), (14, 0), (0, -14),
-                                                                  (-14, 0)))
+    around = sum(
+        np.roll(height, (dz, dx), (0, 1)) for dz, dx in ((0, 14), (14, 0), (0, -14), (-14, 0))
+    )
     hollow = (around * np.float32(0.25) - height).astype(np.float32)
     return Relief(height, slope_x, slope_z, shadow, hollow)
 

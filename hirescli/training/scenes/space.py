@@ -47,7 +47,9 @@ def add_stars(
     gx = np.exp(-((columns + 0.5 - x[:, None]) ** 2) / (2 * sigma**2))
     gy = np.exp(-((rows + 0.5 - y[:, None]) ** 2) / (2 * sigma**2))
     stamp = gy[:, :, None] * gx[:, None, :] * light[:, None, None]
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < px))[:, None]
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < px))[
+        :, None
+    ]
     flat = (rows[:, :, None] * px + columns[:, None, :])[inside]
     owner = np.broadcast_to(np.arange(number)[:, None, None], stamp.shape)[inside]
     values = stamp[inside]
@@ -108,15 +110,21 @@ def nebula(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     star_field(linear, rng, view, 1.0)
     for _ in range(int(rng.integers(1, 5)) if zoom == "wide" else int(rng.integers(0, 3))):
         add_spiked_star(
-            linear, rng.uniform(0.05, 0.95), rng.uniform(0.05, 0.95),
-            size=float(rng.uniform(0.7, 1.7) * k**0.6), gain=float(rng.uniform(0.8, 2)),
+            linear,
+            rng.uniform(0.05, 0.95),
+            rng.uniform(0.05, 0.95),
+            size=float(rng.uniform(0.7, 1.7) * k**0.6),
+            gain=float(rng.uniform(0.8, 2)),
             tint=STAR_COLOURS[rng.integers(0, 3)],
         )
     words = f"{colour} and {second}" if second else colour
     return Painting(
         linear,
-        (f"a {words} nebula with stars", f"{words} nebula in space",
-         f"glowing {words} gas and dust, a nebula"),
+        (
+            f"a {words} nebula with stars",
+            f"{words} nebula in space",
+            f"glowing {words} gas and dust, a nebula",
+        ),
         attributes={"colour": colour, "second": second},
         exposure=1.15,
     )
@@ -159,14 +167,23 @@ def galaxy(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     linear += tint * haze[..., None] + rgb("#060814") * np.float32(0.5)
     star_field(linear, rng, view, 0.8 if zoom == "wide" else 2.0)
     if zoom == "wide" and rng.random() < 0.5:
-        add_spiked_star(linear, rng.uniform(0.05, 0.95), rng.choice([0.08, 0.92]), size=1.0,
-                        gain=1.2, tint=STAR_COLOURS[rng.integers(0, 3)])
+        add_spiked_star(
+            linear,
+            rng.uniform(0.05, 0.95),
+            rng.choice([0.08, 0.92]),
+            size=1.0,
+            gain=1.2,
+            tint=STAR_COLOURS[rng.integers(0, 3)],
+        )
     pose = "seen from above" if tilt > 0.72 else "tilted" if tilt < 0.55 else ""
     count = {2: "two arms", 3: "three arms", 4: "four arms"}[arms]
     return Painting(
         linear,
-        (f"a {colour} spiral galaxy", f"{colour} galaxy with spiral arms",
-         f"a spiral galaxy of {colour} stars"),
+        (
+            f"a {colour} spiral galaxy",
+            f"{colour} galaxy with spiral arms",
+            f"a spiral galaxy of {colour} stars",
+        ),
         details=tuple(word for word in (pose, count) if word),
         attributes={"colour": colour, "arms": str(arms), "pose": pose or "slanted"},
         exposure=1.2,

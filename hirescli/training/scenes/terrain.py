@@ -66,8 +66,16 @@ def close_height(x: Field, z: Field, footprint: Field, amount: float) -> Field:
 
 
 def march(
-    relief: Relief, camera: Camera, x: Field, y: Field, *, water: float, rough: float,
-    slices: int, near: float, far: float,
+    relief: Relief,
+    camera: Camera,
+    x: Field,
+    y: Field,
+    *,
+    water: float,
+    rough: float,
+    slices: int,
+    near: float,
+    far: float,
 ) -> Hit:
     """Find what each pixel of columns `x` (1, w) and rows `y` (h, 1) sees.
 
@@ -95,8 +103,9 @@ def march(
     part = np.clip((rays[:, None] - s0) / np.where(s1 - s0 > 1e-9, s1 - s0, 1), 0, 1)
     distance = z[lower, 0] * (1 - part) + z[upper, 0] * part
     up = height[lower, columns] * (1 - part) + height[upper, columns] * part
-    return Hit(distance, camera.x + side * distance, camera.z + distance,
-               up.astype(np.float32), ground)
+    return Hit(
+        distance, camera.x + side * distance, camera.z + distance, up.astype(np.float32), ground
+    )
 
 
 def _first_at_least(top: Field, rays: Field) -> np.ndarray:
@@ -115,18 +124,36 @@ def look(relief: Relief, camera: Camera, view: View, *, water: float, rough: flo
     near, far = camera.near, camera.far
     if view.factor > 1:
         stride = max(view.px // 32, 1)
-        coarse = march(relief, camera, x[:, ::stride], y[::stride], water=water, rough=0.0,
-                       slices=256, near=near, far=far)
+        coarse = march(
+            relief,
+            camera,
+            x[:, ::stride],
+            y[::stride],
+            water=water,
+            rough=0.0,
+            slices=256,
+            near=near,
+            far=far,
+        )
         if coarse.ground.any():
             seen = coarse.distance[coarse.ground]
             near, far = max(near, 0.85 * float(seen.min())), min(far, 1.2 * float(seen.max()))
-    return march(relief, camera, x, y, water=water, rough=rough,
-                 slices=int(view.px * 0.8), near=near, far=far)
+    return march(
+        relief,
+        camera,
+        x,
+        y,
+        water=water,
+        rough=rough,
+        slices=int(view.px * 0.8),
+        near=near,
+        far=far,
+    )
 
 
-def slopes(relief: Relief, hit: Hit, view: View, camera: Camera, rough: float) -> tuple[
-    Field, Field
-]:
+def slopes(
+    relief: Relief, hit: Hit, view: View, camera: Camera, rough: float
+) -> tuple[Field, Field]:
     """Slopes along x and z at the ground points, with close relief down to the pixel."""
     gx, gz = sample(relief.slope_x, hit.x, hit.z), sample(relief.slope_z, hit.x, hit.z)
     footprint = hit.distance * np.float32(camera.width / (view.px * view.factor))
@@ -141,3 +168,32 @@ def slopes(relief: Relief, hit: Hit, view: View, camera: Camera, rough: float) -
         gx += sample(along_x, u / np.float32(period), v / np.float32(period)) * weight
         gz += sample(along_z, u / np.float32(period), v / np.float32(period)) * weight
     return gx, gz
+
+
+def free_eye(
+    rng: np.random.Generator, height: Field, *, above: float, wish: float, tries: int = 24
+) -> tuple[float, float, float]:
+    """Find an eye place (x, z, height): of random places the one whose view is most open.
+
+    `wish` weighs high ground ahead, so that peaks stand in the picture.
+    """
+    px = height.shape[0]
+    best, place = -1e9, (0.0, 0.0, above)
+    ahead = np.linspace(0.03, 0.7, 24)
+    for _ in range(tries):
+        x, z = rng.uniform(0, 1, 2)
+        rows = ((z + ahead) * px).astype(int) % px
+        fan = [height[rows, ((x + ahead * t) * px).astype(int) % px] for t in (-0.35, 0, 0.35)]
+        here = float(height[int(z * px), int(x * px)])
+        eye = here + above
+        blocked = max(float(((part - eye) / ahead)[:7].max()) for part in fan)
+        rise = np.mean([float(((part - eye) / ahead)[7:].max()) for part in fan])
+        score = wish * float(rise) - 3 * max(0.0, blocked - 0.02) - here
+        if score > best:
+            best, place = score, (float(x), float(z), eye)
+    x, z, eye = place
+    # Stay above all that lies right in front, or the nearest slices would hide everything.
+    near = np.arange(0, 0.05, 1 / px)[:, None]
+    sides = np.linspace(-0.6, 0.6, 9)[None, :]
+    front = height[((z + near) * px).astype(int) % px, ((x + near * sides) * px).astype(int) % px]
+    return x, z, max(eye, float((front - 0.15 * near).max()) + 0.3 * above)

@@ -11,8 +11,12 @@ from hirescli.training.scenes.space import star_field
 from hirescli.training.scenes.view import Painting, View, window
 
 DEEP = {
-    "dawn": "#2a4a6c", "day": "#0c4a86", "sunset": "#3a2450", "dusk": "#1a2050",
-    "night": "#061428", "storm": "#2c3c42",
+    "dawn": "#2a4a6c",
+    "day": "#0c4a86",
+    "sunset": "#3a2450",
+    "dusk": "#1a2050",
+    "night": "#061428",
+    "storm": "#2c3c42",
 }
 
 
@@ -76,8 +80,14 @@ def shade_sea(
 
 
 def sky_above(
-    rng: np.random.Generator, view: View, light: Light, sun: tuple[float, float],
-    horizon: float, x: Field, y: Field, cloud: float,
+    rng: np.random.Generator,
+    view: View,
+    light: Light,
+    sun: tuple[float, float],
+    horizon: float,
+    x: Field,
+    y: Field,
+    cloud: float,
 ) -> Picture:
     """Colour the sky of a landscape: gradient, stars, sun, and cloud streaks in perspective."""
     height = (np.float32(horizon) - y) / np.float32(max(horizon, 0.3))
@@ -95,7 +105,8 @@ def sky_above(
         for octave in range(4 + (view.factor > 1) * 2):
             s = np.float32(0.25 * 2.3**octave)
             field += sample(tile(octave, 1.4, 4.0, 60.0), u * s + ox, v * s + oy) * np.float32(
-                0.62**octave)
+                0.62**octave
+            )
         alpha = smoothstep(1.1 - 1.9 * cloud, 2.6 - 1.2 * cloud, field)
         alpha *= smoothstep(0.0, 0.12, height) * np.float32(0.9)
         near = np.exp(-np.sqrt((x - sun[0]) ** 2 + (y - sun[1]) ** 2) * 3)
@@ -107,8 +118,13 @@ def sky_above(
 
 def side_of(x: float, orb: str) -> str:
     """Say where the sun or moon stands."""
-    return f"{orb} on the left" if x < 0.4 else f"{orb} on the right" if x > 0.6 else (
-        f"{orb} in the middle")
+    return (
+        f"{orb} on the left"
+        if x < 0.4
+        else f"{orb} on the right"
+        if x > 0.6
+        else (f"{orb} in the middle")
+    )
 
 
 def sea(rng: np.random.Generator, px: int, zoom: str) -> Painting:
@@ -120,8 +136,13 @@ def sea(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     rise = {"day": 0.34, "night": 0.25}.get(time, float(rng.uniform(0.05, 0.2)))
     sun = (sun_x, horizon - min(rise, horizon - 0.07))
     rough = {"storm": 1.7}.get(time, float(rng.choice([0.5, 0.9])))
-    view = window(rng, zoom, px, x=(sun_x - 0.1, sun_x + 0.1) if time != "day" else (0.2, 0.8),
-                  y=(min(horizon + 0.05, 0.8), 0.88))
+    view = window(
+        rng,
+        zoom,
+        px,
+        x=(sun_x - 0.1, sun_x + 0.1) if time != "day" else (0.2, 0.8),
+        y=(min(horizon + 0.05, 0.8), 0.88),
+    )
     gx, gy = view.grid()
     x, y = (np.ascontiguousarray(a) for a in np.broadcast_arrays(gx, gy))
     step = 1 / (px * view.factor)
@@ -139,7 +160,10 @@ def sea(rng: np.random.Generator, px: int, zoom: str) -> Painting:
         details.append(side_of(sun_x, "moon" if time == "night" else "sun"))
     details.append("high waves" if rough > 1 else "small waves" if rough > 0.7 else "calm water")
     return Painting(
-        linear, ("the sea", "waves on the open sea", "a view over the sea"),
-        times=light.words, details=tuple(details),
-        attributes={"time": time, "waves": details[-1]}, exposure=1.05,
+        linear,
+        ("the sea", "waves on the open sea", "a view over the sea"),
+        times=light.words,
+        details=tuple(details),
+        attributes={"time": time, "waves": details[-1]},
+        exposure=1.05,
     )
