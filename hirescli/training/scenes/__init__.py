@@ -46,8 +46,8 @@ FAMILIES: tuple[str, ...] = tuple(_PAINTERS)
 # Samples per pixel side: textures are band-limited already, edges need the rest.
 OVERSAMPLING = 1.3
 # Deviation of the 8-bit picture below which a crop says nothing (an empty sky, flat water).
-MIN_DEVIATION = 9.0
-ATTEMPTS = 4
+MIN_DEVIATION = 7.0
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,11 @@ def _tree(
     x = ((np.arange(c0, c1, dtype=np.float32) + 0.5) / scale + view.x0 - at[0])[None, :]
     y = ((np.arange(r0, r1, dtype=np.float32) + 0.5) / scale + view.y0 - at[1] + tall)[:, None]
     t = np.clip(y / np.float32(tall), 0, 1)  # 0 at the top, 1 at the foot
-    tiers = np.float32(9 + 5 * seed)
+    tiers = np.float32((9 + 5 * seed) * view.factor**0.4)
     twig = sample(tile(6, 1.2, 8.0, 120.0), x * (1.1 / tall) * 0.5 + seed, t * 0.5 + seed * 3)
     if view.factor > 1:
         needles = sample(tile(7, 1.2, 8.0, 120.0), x * (4.0 / tall) + seed, t * 1.3 + seed)
-        twig = 0.8 * twig + 0.7 * needles
+        twig = 0.6 * twig + 0.3 * needles
     droop = t - np.abs(x) * np.float32(0.35 / tall)
     tier = np.mod(droop * tiers + 0.25 * twig, 1.0)
     half = np.float32(wide) * (0.04 + 0.96 * t**0.9) * (0.52 + 0.48 * tier) * (1 + 0.16 * twig)

@@ -74,7 +74,8 @@ def shade_sea(
         strength *= 0.6 if not light.disk else 1.0
         linear += light.sun * ((facet + base) * np.float32(strength))[..., None]
     if rough > 1.0:
-        foam = smoothstep(1.25, 2.3, sy) * smoothstep(0.0, 0.12, below)
+        # Foam in streaks on the steep faces only, not in sheets.
+        foam = smoothstep(2.3, 4.2, sy + 0.9 * sx) * smoothstep(0.0, 0.12, below)
         linear = mix(linear, light.ambient * 1.3 + light.direct * 0.5, foam * 0.85)
     return linear
 
@@ -158,7 +159,7 @@ def sea(rng: np.random.Generator, px: int, zoom: str) -> Painting:
     details = []
     if light.disk and light.sun.any():
         details.append(side_of(sun_x, "moon" if time == "night" else "sun"))
-    details.append("high waves" if rough > 1 else "small waves" if rough > 0.7 else "calm water")
+    details.append("white foam" if rough > 1 else "small waves" if rough > 0.7 else "calm water")
     return Painting(
         linear,
         ("the sea", "waves on the open sea", "a view over the sea"),
