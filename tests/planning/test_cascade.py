@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ def working_sizes(draw: st.DrawFn) -> tuple[int, int]:
 def test_stages_end_at_the_target_and_at_most_double(size: tuple[int, int]) -> None:
     grown = sizes(*size, CARD)
     assert grown[-1] == size
-    for small, large in zip(grown, grown[1:], strict=False):
+    for small, large in pairwise(grown):
         assert small != large
         for before_px, after_px in zip(small, large, strict=True):
             assert before_px <= after_px <= 2 * before_px
