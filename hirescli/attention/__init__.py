@@ -1,0 +1,1 @@
+"""Operators that replace quadratic self-attention, and the adapters that carry their weights."""

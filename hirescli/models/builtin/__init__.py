@@ -1,0 +1,1 @@
+"""The built-in model: its modules and, in `weights/`, its weights in diffusers layout."""
