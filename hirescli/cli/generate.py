@@ -125,9 +125,17 @@ def _run(
     with listening(as_json=json_, quiet=quiet) as listener:
         for message in dict.fromkeys(w for image in all_images for w in image.plan.warnings):
             listener(Warned(message))
+        _quiet_libraries()
         from hirescli.cascade.run import run  # loads torch: after all that can be refused is
 
         return run(todo, listener)
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' own reports and bars out of our progress, unless the user asks."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _report(all_images: Sequence[Image], results: Sequence[Result], json_: bool) -> None:

@@ -55,6 +55,12 @@ class Card(BaseModel):
     upscale_guidance_scale: float = Field(ge=1, le=50)
     dtype: Literal["float32", "bfloat16"]
 
+    # How the cascade goes on from the base
+    # After a doubling: set back each channel's mean and deviation, or its mean only.
+    colour_anchor: Literal["moments", "mean"] = "moments"
+    # Put behind the prompt from this long side on: what captions of nearer views were given.
+    scale_words: tuple[tuple[int, str], ...] = ()
+
     # Costs. Bytes are peaks at float32, measured above the process with weights loaded.
     base_memory_bytes: Positive  # the process with weights loaded
     weights_bytes: Positive
@@ -70,6 +76,11 @@ class Card(BaseModel):
     def _list_is_tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value  # TOML has lists only
 
+    @field_validator("scale_words", mode="before")
+    @classmethod
+    def _pairs_are_tuples(cls, value: object) -> object:
+        return tuple(map(tuple, value)) if isinstance(value, list) else value
+
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Card:
         if self.multiple_px % self.vae_factor:
@@ -82,6 +93,11 @@ class Card(BaseModel):
         if self.scheduler not in self.schedulers:
             raise ValueError("scheduler must be one of schedulers")
         return self
+
+    def scale_word(self, long_side_px: int) -> str:
+        """What to put behind the prompt of a stage with this long side; "" for a whole view."""
+        words = [word for from_px, word in sorted(self.scale_words) if long_side_px >= from_px]
+        return words[-1] if words else ""
 
     def foreign_prompt_warning(self, prompt: str) -> str | None:
         """A warning for a prompt that names nothing the model was trained on, else None."""

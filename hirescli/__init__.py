@@ -1,0 +1,77 @@
+"""Ultra-high-resolution images from text, on one machine.
+
+The public interface; nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hirescli.cascade.run import Result
+    from hirescli.events import Listener
+    from hirescli.planning.plan import Plan
+    from hirescli.recipe import Recipe
+
+__version__ = "0.1.0"
+__all__ = ["Recipe", "generate", "plan"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Recipe":
+        from hirescli.recipe import Recipe
+
+        return Recipe
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def plan(recipe: Recipe, *, memory: str | int | None = None) -> Plan:
+    """Plan an image: stages, memory, disk, time. Loads no model and no torch.
+
+    Args:
+        recipe: What is asked for.
+        memory: Budget of the whole process, in bytes or such as "8GB"; None: a stated fraction
+            of the installed memory.
+
+    Raises:
+        RequestError: If the size, format or another choice does not work with the model.
+    """
+    from hirescli.models.registry import find_card
+    from hirescli.planning.plan import make_plan
+    from hirescli.units import parse_bytes
+
+    budget_bytes = None if memory is None else parse_bytes(memory)
+    return make_plan(recipe, find_card(recipe.model), memory_bytes=budget_bytes)
+
+
+def generate(
+    recipe: Recipe,
+    output: str | Path | None = None,
+    *,
+    memory: str | int | None = None,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> Result:
+    """Make one image and write it.
+
+    Args:
+        recipe: What is asked for.
+        output: The file; its suffix chooses the format. None: a name made from prompt and seed,
+            in the current folder.
+        memory: As in `plan`.
+        overwrite: Whether an existing output is replaced.
+        listener: Called with every event of the run.
+
+    Raises:
+        RequestError: If the request cannot be carried out here; nothing was loaded or written.
+        RunError: If the run failed.
+    """
+    from hirescli.cascade.run import run
+    from hirescli.planning.formats import default_output, with_output
+    from hirescli.planning.machine import Machine
+
+    path = None if output is None else Path(output)
+    made = plan(with_output(recipe, path), memory=memory)
+    target = path or default_output(made.recipe)
+    return made.validate(Machine.detect(), target, overwrite).execute(run, listener)

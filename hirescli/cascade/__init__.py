@@ -1,0 +1,1 @@
+"""The cascade: a base image and doublings, each a diffusers pipeline call that stays latent."""

@@ -1,0 +1,39 @@
+"""What a doubling does to latents beside the pipeline call: how many steps, which colours."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def schedule_steps(strength: float, steps: int) -> int:
+    """The length of a schedule of which image-to-image at `strength` runs exactly `steps`.
+
+    Diffusers runs int(length * strength) of them.
+    """
+    length = math.ceil(steps / strength)
+    while int(length * strength) < steps:  # a product just below the integer
+        length += 1
+    return length
+
+
+def anchor_colours(latents: Tensor, encoded: Tensor, *, deviation: bool) -> Tensor:
+    """Set the mean per channel, and with `deviation` that too, back to the encoded input's.
+
+    Without `deviation` for autoencoders that keep detail in channels of its own: there a
+    doubling must raise the deviation, or it adds nothing.
+
+    Args:
+        latents: (1, C, h, w), what a doubling has made.
+        encoded: (1, C, h, w), what it began from.
+        deviation: Whether deviations are set back as well as means.
+    """
+    axes = (2, 3)
+    centred = latents - latents.mean(axes, keepdim=True)
+    if deviation:
+        std = latents.std(axes, keepdim=True).clamp(min=1e-6)
+        centred = centred * (encoded.std(axes, keepdim=True) / std)
+    return centred + encoded.mean(axes, keepdim=True)

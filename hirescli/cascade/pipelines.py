@@ -1,0 +1,70 @@
+"""The two diffusers pipelines of a stage, on the modules of one model."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from hirescli.models.load import Model
+
+
+class LatentImg2ImgPipeline(StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
+    """Image-to-image that takes latents of any number of channels as `image`.
+
+    The pipeline it extends knows latents by their four channels and would encode others.
+    """
+
+    def prepare_latents(
+        self,
+        image: Tensor,
+        timestep: Tensor,
+        batch_size: int,
+        num_images_per_prompt: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The latents (B, C, h, w) of `image`, noised to `timestep`."""
+        clean = image.to(device=device, dtype=dtype)
+        noise = randn_tensor(clean.shape, generator=generator, device=device, dtype=dtype)
+        return self.scheduler.add_noise(clean, noise, timestep)  # type: ignore[no-any-return]
+
+
+def text_to_image(model: Model) -> StableDiffusionPipeline:
+    """The pipeline of the base stage."""
+    return _quiet(StableDiffusionPipeline, model)
+
+
+def image_to_image(model: Model) -> LatentImg2ImgPipeline:
+    """The pipeline of an upscaling stage."""
+    pipeline = _quiet(LatentImg2ImgPipeline, model)
+    pipeline.image_processor = VaeImageProcessor(
+        vae_scale_factor=pipeline.vae_scale_factor,
+        vae_latent_channels=model.card.latent_channels,
+    )
+    return pipeline
+
+
+def _quiet(kind: type[Any], model: Model) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a text encoder that is not CLIP, a sample size below 64
+        pipeline = kind(
+            vae=model.autoencoder,
+            text_encoder=model.text.model,
+            tokenizer=model.text.tokenizer,
+            unet=model.unet,
+            scheduler=model.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
