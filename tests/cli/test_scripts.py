@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = ROOT / "docs" / "scripts"
@@ -44,7 +45,8 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def test_every_script_is_tried() -> None:
-    assert {path.name for path in SCRIPTS.iterdir()} == {"prompts.sh", "slurm-array.sh"}
+    names = {path.name for path in SCRIPTS.iterdir()}
+    assert names == {"pictures.sh", "prompts.sh", "slurm-array.sh"}
 
 
 def test_prompts_plans_each_line(tmp_path: Path, prompts: Path, environment: dict) -> None:
@@ -84,3 +86,15 @@ def test_prompts_makes_images(tmp_path: Path, environment: dict) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["out/mountains-seed0.tif", "out/sea-seed0.tif"]
     assert all((tmp_path / name).is_file() for name in done.stdout.split())
+
+
+@pytest.mark.slow
+def test_pictures_makes_a_sheet(tmp_path: Path, environment: dict) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("peaks 1 mountains\nwaves 2 the sea\n")
+    environment |= {"LIST": str(listed), "SIZE": "64", "CELL_PX": "32", "PYTHON": sys.executable}
+    done = run("pictures.sh", environment, tmp_path, "out", "--steps", "1", "-q")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["out/peaks.jpg", "out/waves.jpg", "out/sheet.jpg"]
+    with Image.open(tmp_path / "out" / "sheet.jpg") as sheet:
+        assert sheet.size == (64, 32)
