@@ -29,10 +29,11 @@ def phi(t: Tensor) -> Tensor:
     return F.elu(t) + 1.0
 
 
-def linear_attention(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor) -> Tensor:
+def linear_attention(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor) -> Tensor:  # noqa: N803
     """Normalised, non-causal linear attention in O(N).
 
-    For each query n: ``phi(q_n) · (Σ_m phi(k_m) v_mᵀ / N) / (phi(q_n) · (Σ_m phi(k_m) / N) + 1e-4)``.
+    For each query n: ``phi(q_n) · kv / (phi(q_n) · mean_k + 1e-4)``, where
+    ``kv = Σ_m phi(k_m) v_mᵀ / N`` and ``mean_k = Σ_m phi(k_m) / N``.
     The sums run in float32 whatever the inputs are: at four million tokens half precision
     overflows, and the mean is taken by scaling both factors with N^-1/2 before they are summed.
 
@@ -50,7 +51,8 @@ def linear_attention(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor) -> Tensor:
         scale = k_BHNd.shape[2] ** -0.5
         kv_BHdd = (phi_k * scale).transpose(2, 3) @ (v_BHNd.float() * scale)
         mean_k_BHd1 = phi_k.mean(dim=2, keepdim=True).transpose(2, 3)
-        return ((phi_q @ kv_BHdd) / (phi_q @ mean_k_BHd1 + EPSILON)).to(dtype)
+        out_BHNd: Tensor = (phi_q @ kv_BHdd) / (phi_q @ mean_k_BHd1 + EPSILON)
+        return out_BHNd.to(dtype)
 
 
 class LinearAttention(nn.Module):
@@ -66,6 +68,8 @@ class LinearAttention(nn.Module):
     def __init__(self, dim_n: int, heads: int, projection_mid_dim: int | None = None) -> None:
         super().__init__()
         self.heads = heads
+        # What `mount` put this in place of; a tuple hides it from state_dict.
+        self.replaced: tuple[nn.Module, ...] = ()
         self.to_q = nn.Linear(dim_n, dim_n, bias=False)
         self.to_k = nn.Linear(dim_n, dim_n, bias=False)
         self.to_v = nn.Linear(dim_n, dim_n, bias=False)
@@ -103,7 +107,9 @@ def _shift(dim_n: int, mid_dim: int | None) -> nn.Sequential | None:
         return None
     width = dim_n if mid_dim is None else mid_dim
     shift = nn.Sequential(
-        nn.Linear(dim_n, width), nn.LayerNorm(width), nn.LeakyReLU(inplace=True),
+        nn.Linear(dim_n, width),
+        nn.LayerNorm(width),
+        nn.LeakyReLU(inplace=True),
         nn.Linear(width, dim_n),
     )
     nn.init.zeros_(shift[-1].weight)  # type: ignore[arg-type]
@@ -124,19 +130,20 @@ class AdapterEntry:
 class LinFusionAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """The linear attentions of one UNet in the published format: entry i under the name ``i``."""
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, modules_list: Sequence[dict[str, Any]] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         for index, entry in enumerate(self.entries):
             module = LinearAttention(entry.dim_n, entry.heads, entry.projection_mid_dim)
             self.add_module(str(index), module)
 
     @property
     def entries(self) -> list[AdapterEntry]:
+        """What is replaced, in the order of the modules; unknown keys of the file are left out."""
         known = AdapterEntry.__dataclass_fields__
         return [
             AdapterEntry(**{key: value for key, value in entry.items() if key in known})
-            for entry in self.config.modules_list
+            for entry in self.config["modules_list"]
         ]
 
     @classmethod
@@ -147,7 +154,7 @@ class LinFusionAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
             AdapterEntry(name, a.to_q.in_features, a.heads, a.to_q.in_features // mid_dim_scale)
             for name, a in attentions.items()
         ]
-        adapter = cls(modules_list=[asdict(entry) for entry in entries])
+        adapter: LinFusionAdapter = cls(modules_list=[asdict(entry) for entry in entries])
         for module, attention in zip(adapter.children(), attentions.values(), strict=True):
             module.load_state_dict(attention.state_dict(), strict=False)
         return adapter
@@ -177,7 +184,8 @@ def mount(unet: nn.Module, adapter: LinFusionAdapter) -> None:
     for entry, module in zip(adapter.entries, adapter.children(), strict=True):
         parent, _, name = entry.module_name.rpartition(".")
         owner = unet.get_submodule(parent)
-        module.softmax_attention = (owner.get_submodule(name),)  # a tuple hides it from state_dict
+        assert isinstance(module, LinearAttention)
+        module.replaced = (owner.get_submodule(name),)
         setattr(owner, name, module)
 
 
@@ -186,4 +194,4 @@ def unmount(unet: nn.Module) -> None:
     replaced = [(n, m) for n, m in unet.named_modules() if isinstance(m, LinearAttention)]
     for name, module in replaced:
         parent, _, child = name.rpartition(".")
-        setattr(unet.get_submodule(parent), child, module.softmax_attention[0])  # type: ignore[index,union-attr]
+        setattr(unet.get_submodule(parent), child, module.replaced[0])

@@ -5,8 +5,11 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
+    StableDiffusionImg2ImgPipeline,
+)
 from diffusers.utils.torch_utils import randn_tensor
 
 if TYPE_CHECKING:
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from hirescli.models.load import Model
 
 
-class LatentImg2ImgPipeline(StableDiffusionImg2ImgPipeline):  # type: ignore[misc]
+class LatentImg2ImgPipeline(StableDiffusionImg2ImgPipeline):
     """Image-to-image that takes latents of any number of channels as `image`.
 
     The pipeline it extends knows latents by their four channels and would encode others.
@@ -40,12 +43,13 @@ class LatentImg2ImgPipeline(StableDiffusionImg2ImgPipeline):  # type: ignore[mis
 
 def text_to_image(model: Model) -> StableDiffusionPipeline:
     """The pipeline of the base stage."""
-    return _quiet(StableDiffusionPipeline, model)
+    pipeline: StableDiffusionPipeline = _quiet(StableDiffusionPipeline, model)
+    return pipeline
 
 
 def image_to_image(model: Model) -> LatentImg2ImgPipeline:
     """The pipeline of an upscaling stage."""
-    pipeline = _quiet(LatentImg2ImgPipeline, model)
+    pipeline: LatentImg2ImgPipeline = _quiet(LatentImg2ImgPipeline, model)
     pipeline.image_processor = VaeImageProcessor(
         vae_scale_factor=pipeline.vae_scale_factor,
         vae_latent_channels=model.card.latent_channels,
@@ -55,7 +59,8 @@ def image_to_image(model: Model) -> LatentImg2ImgPipeline:
 
 def _quiet(kind: type[Any], model: Model) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a text encoder that is not CLIP, a sample size below 64
+        # Of a text encoder that is not CLIP, and of a sample size below 64.
+        warnings.simplefilter("ignore")
         pipeline = kind(
             vae=model.autoencoder,
             text_encoder=model.text.model,

@@ -108,9 +108,8 @@ def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener
     previous: Path | None = None
     for stage in plan.stages:
         began = time.monotonic()
-        tell(StageStarted(
-            stage.index, len(plan.stages), stage.kind, stage.width_px, stage.height_px, stage.steps
-        ))
+        size_px = (stage.width_px, stage.height_px)
+        tell(StageStarted(stage.index, len(plan.stages), stage.kind, *size_px, stage.steps))
         if previous is None:
             latents = stages.base(stage)
         else:
@@ -134,7 +133,8 @@ def _with_truncation(recipe: Recipe, model: Model, tell: Listener) -> Recipe:
     room = model.text.prompt_tokens
     if tokens <= room:
         return recipe
-    tell(Warned(f"the prompt has {tokens} tokens; model `{model.card.name}` reads the first {room}"))
+    name = model.card.name
+    tell(Warned(f"the prompt has {tokens} tokens; model `{name}` reads the first {room}"))
     return recipe.model_copy(update={"truncated_to_tokens": room})
 
 

@@ -21,8 +21,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hirescli.models.load import Model
+    from hirescli.output.spool import Bits
     from hirescli.planning.cascade import Stage
     from hirescli.recipe import Recipe
+
+Tensors = dict[str, Any]
+# With noise of zero signal at the first step, plain guidance overshoots in contrast
+# (https://arxiv.org/abs/2305.08891, section 3.4).
+GUIDANCE_RESCALE = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,10 @@ class Stages:
         made = anchor_colours(made.float(), encoded, deviation=anchor == "moments")
         return self._checked(made, stage)
 
-    def decode(self, latents: Tensor, stage: Stage, path: Path, *, bits: int) -> None:
+    def decode(self, latents: Tensor, stage: Stage, path: Path, *, bits: Bits) -> None:
         """Decode latents into a new spool at `path`, row by row."""
-        size = {"width_px": stage.width_px, "height_px": stage.height_px}
-        with Spool.create(path, **size, bits=bits) as spool:  # type: ignore[arg-type]
+        width_px, height_px = stage.width_px, stage.height_px
+        with Spool.create(path, width_px=width_px, height_px=height_px, bits=bits) as spool:
             for y, rows in decode_rows(self.model.autoencoder, latents, rows=self._rows):
                 spool.write_rows(y, quantise(rows, spool.bits))
                 done = y + len(rows)
@@ -82,10 +88,12 @@ class Stages:
         factor = self.model.card.vae_factor
         channels = self.model.card.latent_channels
         encoded = torch.empty(1, channels, stage.latent_height, stage.latent_width)
-        size = {"width_px": stage.width_px, "height_px": stage.height_px}
+        width_px, height_px, rows = stage.width_px, stage.height_px, self._rows * factor
         with Spool.open(path) as spool:
-            bands = resized_rows(spool, **size, rows=self._rows * factor)
-            for row, latents in encode_rows(self.model.autoencoder, bands, **size):
+            bands = resized_rows(spool, width_px=width_px, height_px=height_px, rows=rows)
+            for row, latents in encode_rows(
+                self.model.autoencoder, bands, width_px=width_px, height_px=height_px
+            ):
                 encoded[:, :, row : row + latents.shape[2]] = latents
                 done = (row + latents.shape[2]) * factor
                 self.listener(RowsEncoded(stage.index, done, stage.height_px))
@@ -115,7 +123,7 @@ class Stages:
     def _step_listener(self, stage: Stage) -> Any:
         began = time.monotonic()
 
-        def on_step_end(_: object, step: int, __: object, tensors: dict[str, Any]) -> dict[str, Any]:
+        def on_step_end(_: object, step: int, __: object, tensors: Tensors) -> Tensors:
             nonlocal began
             now = time.monotonic()
             self.listener(StepDone(stage.index, step + 1, stage.steps, now - began))
@@ -131,7 +139,3 @@ class Stages:
                 "that are not finite; try --dtype float32 or a lower --guidance-scale"
             )
         return latents.float()
-
-
-# With noise of zero signal at the first step, plain guidance overshoots in contrast (arXiv 2305.08891).
-GUIDANCE_RESCALE = 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -52,7 +53,115 @@ def render(
         print(f"{kind} {number}", flush=True)
 
 
-app.command("render", help=paragraphs(render.__doc__))(render)
+_Data = Annotated[
+    Path, typer.Argument(metavar="DATA", help="Folder of shards from `hires train render`.")
+]
+_State = Annotated[
+    Path, typer.Argument(metavar="STATE", help="The training's file; it goes on from it.")
+]
+_Steps = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Length of the whole schedule in steps, resumed parts included. "
+        "Default: what the built-in model was made with.",
+    ),
+]
+_Minutes = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="M", help="Save and stop after so long. Default: no limit."),
+]
+_Threads = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, metavar="N", help="CPU threads, 1 to 1024. Default: all cores."),
+]
+
+
+def autoencoder(
+    data: _Data,
+    state: _State,
+    held_out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder of shards rendered with --held-out, to test on."),
+    ],
+    steps: _Steps = None,
+    minutes: _Minutes = None,
+    threads: _Threads = None,
+) -> None:
+    """Train the autoencoder, or go on with it. One line of JSON after every save.
+
+    A training that is stopped or killed goes on from its last save when called again.
+    """
+    from hirescli.training.autoencoder import AutoencoderRun, train
+
+    run = AutoencoderRun() if steps is None else AutoencoderRun(steps=steps)
+    _set_threads(threads)
+    train(data, state, run, held_out=held_out, log=_log, stop_after_seconds=_seconds(minutes))
+
+
+def denoiser(
+    data: _Data,
+    state: _State,
+    autoencoder: Annotated[
+        Path,
+        typer.Option(
+            metavar="STATE|FOLDER", help="The autoencoder: its training's file, or its export."
+        ),
+    ],
+    steps: _Steps = None,
+    minutes: _Minutes = None,
+    threads: _Threads = None,
+) -> None:
+    """Train the denoiser, or go on with it. One line of JSON after every save.
+
+    A training that is stopped or killed goes on from its last save when called again.
+    """
+    from hirescli.training.autoencoder import load
+    from hirescli.training.denoiser import DenoiserRun, train
+
+    run = DenoiserRun() if steps is None else DenoiserRun(steps=steps)
+    _set_threads(threads)
+    train(data, load(autoencoder), state, run, log=_log, stop_after_seconds=_seconds(minutes))
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the weights go.")],
+    autoencoder: Annotated[
+        Path, typer.Option(metavar="STATE", help="The file of the autoencoder's training.")
+    ],
+    denoiser: Annotated[
+        Path, typer.Option(metavar="STATE", help="The file of the denoiser's training.")
+    ],
+) -> None:
+    """Write the averaged weights of both trainings, in half precision and diffusers layout."""
+    from hirescli.training.export import export as write
+
+    write(autoencoder_state=autoencoder, denoiser_state=denoiser, folder=folder)
+    print(folder)
+
+
+for name, command in (
+    ("render", render),
+    ("autoencoder", autoencoder),
+    ("denoiser", denoiser),
+    ("export", export),
+):
+    app.command(name, help=paragraphs(command.__doc__))(command)
+
+
+def _log(line: str) -> None:
+    print(line, flush=True)
+
+
+def _seconds(minutes: float | None) -> float:
+    return math.inf if minutes is None else 60 * minutes
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    torch.set_num_threads(threads or os.cpu_count() or 1)
 
 
 def _need_scipy() -> None:

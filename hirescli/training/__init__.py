@@ -1,1 +1,1 @@
-"""Training of the built-in model: pictures, autoencoder, denoiser. Never imported by generation."""
+"""Training of the built-in model: pictures, autoencoder, denoiser. Generation never imports it."""

@@ -8,29 +8,32 @@ denoiser's errors.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from hirescli.errors import RequestError
 from hirescli.models.builtin.autoencoder import ThinAutoencoder
-from hirescli.training.dataset import load_shard, shard_paths
+from hirescli.training import trainer
+from hirescli.training.dataset import finished_shards, load_shard
+from hirescli.training.trainer import Schedule, State, load_weights, read_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_COMPONENT_CROPS = 4096
 
-@dataclass(frozen=True)
-class AutoencoderRun:
-    """Settings of a training run. ``steps`` is the whole schedule, resumed parts included."""
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRun(Schedule):
+    """Settings of a training run."""
 
     steps: int = 30_000
     batch: int = 16
@@ -38,8 +41,6 @@ class AutoencoderRun:
     learning_rate: float = 1e-3
     warmup_steps: int = 200
     latent_noise: float = 0.05
-    ema: float = 0.999
-    save_every_seconds: float = 120.0
 
 
 def learned(model: ThinAutoencoder) -> list[nn.Parameter]:
@@ -79,9 +80,8 @@ class Crops:
         self.refresh()
 
     def refresh(self) -> None:
-        self.shards = [load_shard(path)[0] for path in shard_paths(self.folder)]
-        if not self.shards:
-            raise FileNotFoundError(f"no rendered shards in {self.folder}; run `hires train render`")
+        """Take up shards that were not there before."""
+        self.shards = [load_shard(path)[0] for path in finished_shards(self.folder)]
 
     def batch(self, count: int) -> Tensor:
         """``count`` crops (count, 3, crop, crop) in [-1, 1], mirrored at random."""
@@ -94,21 +94,6 @@ class Crops:
             crops.append(crop[:, ::-1] if self.random.random() < 0.5 else crop)
         pictures = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
         return pictures.float() / 127.5 - 1.0
-
-
-def cosine_learning_rate(step: int, *, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, then half a cosine down to a fiftieth of the peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return peak * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * done)))
-
-
-def save_state(path: Path, state: dict[str, object]) -> None:
-    """Write a training state so that a kill leaves the old one or the new one."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
 
 
 @torch.no_grad()
@@ -124,72 +109,105 @@ def psnr(model: ThinAutoencoder, pictures: Tensor) -> float:
 
 def held_out_pictures(folder: Path, count: int = 64) -> Tensor:
     """An even choice of held-out pictures (count, 3, 256, 256) in [-1, 1] over all shards."""
-    shards = [load_shard(path)[0] for path in shard_paths(folder)]
+    shards = [load_shard(path)[0] for path in finished_shards(folder)]
     chosen = np.concatenate([shard[:: -(-len(shards) * len(shard) // count)] for shard in shards])
     return torch.from_numpy(chosen).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def train(
-    data: Path, state_path: Path, run: AutoencoderRun, *, held_out: Path,
-    log: Callable[[str], None] = print, stop_after_seconds: float = math.inf,
-) -> None:
-    """Train or go on training; the state at ``state_path`` holds everything a resume needs."""
-    torch.manual_seed(0)
-    model = ThinAutoencoder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = ThinAutoencoder()
-    optimizer = torch.optim.AdamW(learned(model), lr=1.0, betas=(0.9, 0.99), weight_decay=0.0)
-    step = 0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-        torch.manual_seed(step)
-    else:
-        model.start_from_components(Crops(data, run.crop_px, seed=0).batch(4096))
-        average.load_state_dict(model.state_dict())
-    crops, test = Crops(data, run.crop_px, seed=step), held_out_pictures(held_out)
-    began = saved = time.monotonic()
-    losses: list[float] = []
-    while step < run.steps:
-        rate = cosine_learning_rate(
-            step, steps=run.steps, peak=run.learning_rate, warmup=run.warmup_steps
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        x = crops.batch(run.batch).contiguous(memory_format=torch.channels_last)
+class AutoencoderTraining:
+    """One training of the autoencoder: fresh, with principal components, or resumed.
+
+    Args:
+        data: The folder of rendered shards.
+        state_path: The state's file.
+        run: The settings.
+        held_out: The folder of rendered shards for the gate, which training never sees.
+
+    Raises:
+        RequestError: If a folder holds no shards, or the file is no state of this model.
+    """
+
+    def __init__(
+        self, data: Path, state_path: Path, run: AutoencoderRun, *, held_out: Path
+    ) -> None:
+        torch.manual_seed(0)
+        self.run, self.test = run, held_out_pictures(held_out)
+        self.model, self.averaged = ThinAutoencoder(), ThinAutoencoder()
+        self.model.to(memory_format=torch.channels_last)
+        fresh = not state_path.exists()
+        self.state = State(state_path, self.model, learned(self.model), run, weight_decay=0.0)
+        if fresh:
+            pictures = Crops(data, run.crop_px, seed=0).batch(_COMPONENT_CROPS)
+            self.model.start_from_components(pictures)
+            self.state.start_average()
+        self.crops = Crops(data, run.crop_px, seed=self.state.step)
+
+    def loss(self) -> Tensor:
+        """The loss of the next batch."""
+        x = self.crops.batch(self.run.batch).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = reconstruction_loss(model, x, run)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(learned(model), 1.0)
-        optimizer.step()
-        decay = min(run.ema, (step + 1) / (step + 10))
-        for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
-            slow.data.lerp_(fast.data, 1 - decay)
-        losses.append(float(loss.detach()))
-        step += 1
-        now = time.monotonic()
-        if now - saved > run.save_every_seconds or step == run.steps:
-            saved = now
-            save_state(state_path, {
-                "model": model.state_dict(), "ema": average.state_dict(),
-                "optimizer": optimizer.state_dict(), "step": step, "run": asdict(run),
-            })
-            line = {"step": step, "loss": round(float(np.mean(losses[-200:])), 4),
-                    "psnr_db": round(psnr(average, test), 2), "seconds": round(now - began)}
-            log(json.dumps(line))
-            crops.refresh()
-            if now - began > stop_after_seconds:
-                break
+            return reconstruction_loss(self.model, x, self.run)
+
+    def report(self) -> dict[str, float]:
+        """The gate's figure: reconstruction of held-out pictures with the averaged weights."""
+        self.averaged.load_state_dict(self.state.average)
+        return {"psnr_db": round(psnr(self.averaged, self.test), 2)}
+
+    def refresh(self) -> None:
+        """Take up shards that were not there before."""
+        self.crops.refresh()
 
 
-@torch.no_grad()
+def train(
+    data: Path,
+    state_path: Path,
+    run: AutoencoderRun,
+    *,
+    held_out: Path,
+    log: Callable[[str], None] = print,
+    stop_after_seconds: float = math.inf,
+) -> None:
+    """Train or go on training; the state at ``state_path`` holds everything a resume needs.
+
+    Raises:
+        RequestError: As `AutoencoderTraining`.
+    """
+    training = AutoencoderTraining(data, state_path, run, held_out=held_out)
+    trainer.train(training, log=log, stop_after_seconds=stop_after_seconds)
+
+
+def load(path: Path) -> ThinAutoencoder:
+    """The averaged autoencoder of a training state, or an exported one from its folder; float32.
+
+    Raises:
+        RequestError: If there is none.
+    """
+    if path.is_dir():
+        return _exported(path)
+    model: ThinAutoencoder = ThinAutoencoder()
+    load_weights(model, read_state(path)["ema"], path)
+    return model
+
+
+def _exported(folder: Path) -> ThinAutoencoder:
+    try:
+        model: ThinAutoencoder = ThinAutoencoder.from_pretrained(
+            folder, local_files_only=True, torch_dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise RequestError(
+            f"folder {folder} holds no autoencoder of the built-in model ({error}); name the "
+            "`vae` folder of an export, or the STATE file of an autoencoder's training"
+        ) from error
+    return model
+
+
 def export(state_path: Path, folder: Path) -> ThinAutoencoder:
-    """Write the averaged weights in half precision to ``folder``."""
-    state = torch.load(state_path, weights_only=True)
-    model = ThinAutoencoder()
-    model.load_state_dict(state["ema"])
-    model.half().save_pretrained(folder, safe_serialization=True)
-    return model.float()  # type: ignore[no-any-return]
+    """Write the averaged weights in half precision to ``folder``.
+
+    Raises:
+        RequestError: If the file is no state of an autoencoder.
+    """
+    model = load(state_path)
+    model.half().save_pretrained(folder, safe_serialization=True)  # type: ignore[no-untyped-call]
+    return model.float()  # type: ignore[no-any-return,no-untyped-call]

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hirescli.errors import RequestError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -37,7 +39,8 @@ def soften(picture: Pictures) -> Pictures:
     from scipy.ndimage import gaussian_filter
 
     soft = gaussian_filter(picture.astype(np.float32), (LENS_SIGMA_PX, LENS_SIGMA_PX, 0))
-    return np.rint(soft).clip(0, 255).astype(np.uint8)
+    rounded: Pictures = np.rint(soft).clip(0, 255).astype(np.uint8)
+    return rounded
 
 
 def render_one(kind: str, seed: int) -> list[tuple[Pictures, list[str]]]:
@@ -51,8 +54,7 @@ def render_one(kind: str, seed: int) -> list[tuple[Pictures, list[str]]]:
     picture = soften(scene.picture)
     corners = [(y, x) for y in (0, PICTURE_PX) for x in (0, PICTURE_PX)]
     return [
-        (picture[y : y + PICTURE_PX, x : x + PICTURE_PX], list(scene.captions))
-        for y, x in corners
+        (picture[y : y + PICTURE_PX, x : x + PICTURE_PX], list(scene.captions)) for y, x in corners
     ]
 
 
@@ -85,7 +87,7 @@ def render_shards(
     """
     folder.mkdir(parents=True, exist_ok=True)
     jobs = sorted(
-        ((number / count, kind, number) for kind, count in counts.items() for number in range(count))
+        (number / count, kind, number) for kind, count in counts.items() for number in range(count)
     )
     with ProcessPoolExecutor(max_workers=workers) as pool:
         futures = [
@@ -100,6 +102,22 @@ def render_shards(
 def shard_paths(folder: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
     """The finished shards of these kinds, sorted by name."""
     return sorted(path for kind in kinds for path in folder.glob(f"{kind}-*.npy"))
+
+
+def finished_shards(folder: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
+    """As `shard_paths`, at least one.
+
+    Raises:
+        RequestError: If the folder is missing or holds none of these kinds.
+    """
+    paths = shard_paths(folder, kinds)
+    if not paths:
+        state = "holds no" if folder.is_dir() else "does not exist, so there are no"
+        raise RequestError(
+            f"folder {folder} {state} rendered shards of kind {' or '.join(kinds)}; "
+            "make some with: hires train render"
+        )
+    return paths
 
 
 def load_shard(path: Path) -> tuple[Pictures, list[list[str]]]:

@@ -80,4 +80,5 @@ def encode_rows(
 
 
 def _factor(autoencoder: ThinAutoencoder) -> int:
-    return 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    levels = len(autoencoder.config["block_out_channels"])
+    return 1 << (levels - 1)

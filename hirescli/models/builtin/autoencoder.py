@@ -43,8 +43,10 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = _zero(nn.Conv2d(channels, channels, 3, padding=1))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, h, w) -> (B, C, h, w)
-        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C, h, w)."""
+        correction: Tensor = self.conv2(F.silu(self.conv1(F.silu(x))))
+        return x + correction
 
 
 def _blocks(channels: int, count: int) -> list[nn.Module]:
@@ -63,7 +65,7 @@ class ThinAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         scaling_factor: 1.0, as the encoder scales; diffusers' pipelines read it.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         latent_channels: int = 16,
@@ -73,7 +75,7 @@ class ThinAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         scaling_factor: float = 1.0,
         force_upcast: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.encoder = nn.Conv2d(3, latent_channels, FACTOR, stride=FACTOR)
         self.decoder_linear = nn.Sequential(
             nn.Conv2d(latent_channels, 3 * FACTOR**2, 1), nn.PixelShuffle(FACTOR)
@@ -100,8 +102,8 @@ class ThinAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         A 3x3 convolution reads one row of its own resolution each side: one latent row at
         1/8, half of one at 1/4, a quarter at 1/2; and what is begun counts whole.
         """
-        eighth, quarter, half = self.config.decoder_blocks
-        quarters_of_a_row = 4 * (1 + 2 * eighth) + 2 * (2 * quarter) + (2 * half + 1)
+        eighth, quarter, half = self.config["decoder_blocks"]
+        quarters_of_a_row: int = 4 * (1 + 2 * eighth) + 2 * (2 * quarter) + (2 * half + 1)
         return -(-quarters_of_a_row // 4)
 
     @torch.no_grad()
@@ -115,10 +117,13 @@ class ThinAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         mean = patches.mean(0)  # patches: (n, 192)
         centred = patches - mean
         variances, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-        count = self.config.latent_channels
+        count = self.config["latent_channels"]
         std, basis = variances.flip(0)[:count].sqrt(), vectors.flip(1)[:, :count]
         scale = std.sqrt() * std.mean().sqrt()
         encoder, decoder = self.encoder, self.decoder_linear[0]
+        assert isinstance(decoder, nn.Conv2d)
+        assert encoder.bias is not None
+        assert decoder.bias is not None
         encoder.weight.copy_((basis / scale).T.view_as(encoder.weight))
         encoder.bias.copy_(-(mean @ basis) / scale)
         decoder.weight.copy_((basis * scale).view_as(decoder.weight))

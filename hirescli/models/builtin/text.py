@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 from transformers import AutoTokenizer, BertModel
 
@@ -41,7 +40,10 @@ class TextEncoder:
     def encode(self, texts: Sequence[str]) -> Tensor:
         """States (B, 48, 384) of texts, padded and cut to 48 tokens."""
         tokens = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=TEXT_TOKENS,
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=TEXT_TOKENS,
             return_tensors="pt",
         )
         return self.model(tokens.input_ids, attention_mask=tokens.attention_mask)[0]  # type: ignore[no-any-return]
