@@ -14,7 +14,6 @@ from hirescli.errors import HiresError
 
 if TYPE_CHECKING:
     from hirescli.cascade.run import Result
-
     from hirescli.cli.request import Image
     from hirescli.planning.machine import Machine
     from hirescli.planning.plan import ValidatedPlan
