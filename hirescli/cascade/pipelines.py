@@ -59,12 +59,13 @@ def image_to_image(model: Model) -> LatentImg2ImgPipeline:
 
 def _quiet(kind: type[Any], model: Model) -> Any:
     with warnings.catch_warnings():
-        # Of a text encoder that is not CLIP, and of a sample size below 64.
+        # Of a sample size below 64.
         warnings.simplefilter("ignore")
         pipeline = kind(
             vae=model.autoencoder,
-            text_encoder=model.text.model,
-            tokenizer=model.text.tokenizer,
+            # Texts are encoded before; a text encoder would impose its dtype on the latents.
+            text_encoder=None,
+            tokenizer=None,
             unet=model.unet,
             scheduler=model.scheduler,
             safety_checker=None,

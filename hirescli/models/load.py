@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors import SafetensorError
 
 from hirescli.attention.linfusion import LinFusionAdapter, mount
 from hirescli.errors import RunError
 from hirescli.models.builtin.autoencoder import ThinAutoencoder
+from hirescli.models.builtin.scheduler import TrailingDDIMScheduler
 from hirescli.models.builtin.text import TextEncoder
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Model:
     text: TextEncoder
     unet: UNet2DConditionModel
     autoencoder: ThinAutoencoder
-    scheduler: DDIMScheduler
+    scheduler: TrailingDDIMScheduler
 
 
 def load(card: Card, *, dtype: str, weights: Path = WEIGHTS) -> Model:
@@ -55,19 +55,33 @@ def load(card: Card, *, dtype: str, weights: Path = WEIGHTS) -> Model:
     """
     options: dict[str, Any] = {"local_files_only": True, "torch_dtype": DTYPES[dtype]}
     try:
-        unet = UNet2DConditionModel.from_pretrained(weights / "unet", **options)
-        adapter = LinFusionAdapter.from_pretrained(weights / "linfusion", **options)
-        autoencoder = ThinAutoencoder.from_pretrained(weights / "vae", **options)
-        scheduler = DDIMScheduler.from_pretrained(weights / "scheduler", local_files_only=True)
+        unet = _whole(UNet2DConditionModel, weights / "unet", options)
+        adapter = _whole(LinFusionAdapter, weights / "linfusion", options)
+        autoencoder = _whole(ThinAutoencoder, weights / "vae", options)
+        scheduler = TrailingDDIMScheduler.from_pretrained(
+            weights / "scheduler", local_files_only=True
+        )
         text = TextEncoder.load()
+        mount(unet, adapter)
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(
             f"the weights of model `{card.name}` in {weights} cannot be loaded: {error}; "
             "install the package again"
         ) from error
-    mount(unet, adapter)
     for module in (unet, autoencoder):
         # Convolutions of this size run more than twice as fast with channels last on a CPU.
         module.to(memory_format=torch.channels_last)
         module.eval().requires_grad_(False)
     return Model(card, text, unet, autoencoder, scheduler)
+
+
+def _whole(kind: type[Any], folder: Path, options: dict[str, Any]) -> Any:
+    """A module with all its weights; diffusers alone would draw missing ones at random."""
+    module, info = kind.from_pretrained(folder, output_loading_info=True, **options)
+    lost = sorted({*info["missing_keys"], *info["unexpected_keys"]})
+    if lost:
+        raise ValueError(
+            f"{len(lost)} tensors of {folder.name} do not agree with its config.json, the first "
+            f"is {lost[0]}"
+        )
+    return module

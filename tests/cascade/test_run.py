@@ -1,0 +1,152 @@
+"""Whole images with the built-in model: same seed, same bytes; events; failures by name."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+import hirescli
+from hirescli.cascade.run import run
+from hirescli.cascade.stages import Stages
+from hirescli.errors import RequestError, RunError
+from hirescli.events import (
+    Event,
+    RowsDecoded,
+    RowsEncoded,
+    RunDone,
+    StageStarted,
+    StepDone,
+    Warned,
+)
+from hirescli.models.load import Model
+from hirescli.planning.machine import Machine
+
+pytestmark = pytest.mark.slow
+
+
+def recipe(px: int = 128, **choices: object) -> hirescli.Recipe:
+    made = {"prompt": "mountains at dusk", "steps": 3, "upscale_steps": 2, **choices}
+    return hirescli.Recipe.model_validate({**made, "width_px": px, "height_px": px})
+
+
+def names(events: list[Event]) -> list[str]:
+    """Their kinds, repeated ones once."""
+    kinds = [type(event).__name__ for event in events]
+    return [kind for i, kind in enumerate(kinds) if i == 0 or kinds[i - 1] != kind]
+
+
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    first, again, other = (
+        hirescli.generate(recipe(256, seed=seed), tmp_path / f"{name}.tif")
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert first.sha256 == again.sha256 != other.sha256
+    assert first.sha256 == hashlib.sha256(first.path.read_bytes()).hexdigest()
+    with tifffile.TiffFile(first.path) as tiff:
+        picture = tiff.pages[0].asarray()
+    assert picture.shape == (256, 256, 3)
+    assert picture.std() > 1
+
+
+def test_seeds_made_together_equal_those_made_alone(tmp_path: Path) -> None:
+    machine = Machine.detect()
+    plans = [
+        hirescli.plan(recipe(seed=seed)).validate(machine, tmp_path / f"{seed}.tif")
+        for seed in (1, 2)
+    ]
+    together = run(plans)
+    alone = hirescli.generate(recipe(seed=2), tmp_path / "alone.tif")
+    assert [result.path.name for result in together] == ["1.tif", "2.tif"]
+    assert together[1].sha256 == alone.sha256 != together[0].sha256
+
+
+def test_events_come_in_order(tmp_path: Path) -> None:
+    events: list[Event] = []
+    output = tmp_path / "out.png"
+    result = hirescli.generate(recipe(256), output, listener=events.append)
+    assert [kind for kind in names(events) if kind != "Warned"] == [
+        "RunStarted",
+        *("StageStarted", "StepDone", "RowsDecoded", "StageDone"),
+        *("StageStarted", "RowsEncoded", "StepDone", "RowsDecoded", "StageDone"),
+        *("Finalising", "FileWritten", "RunDone"),
+    ]
+    steps = [(e.stage_index, e.step, e.steps) for e in events if isinstance(e, StepDone)]
+    assert steps == [(0, 1, 3), (0, 2, 3), (0, 3, 3), (1, 1, 2), (1, 2, 2)]
+    started = [e for e in events if isinstance(e, StageStarted)]
+    assert [(e.index, e.count, e.kind, e.width_px) for e in started] == [
+        (0, 2, "base", 128),
+        (1, 2, "upscale", 256),
+    ]
+    for kind in (RowsDecoded, RowsEncoded):
+        last = [e for e in events if isinstance(e, kind)][-1]
+        assert (last.rows, last.rows_total) == (256, 256)
+    (done,) = (e for e in events if isinstance(e, RunDone))
+    assert (done.path, done.peak_rss_bytes) == (output, result.peak_rss_bytes)
+    assert result.peak_rss_bytes > 10**8
+
+
+def test_run_directory_is_removed(tmp_path: Path) -> None:
+    output = tmp_path / "out.jpg"
+    hirescli.generate(recipe(), output)
+    assert list(tmp_path.iterdir()) == [output]
+    with Image.open(output) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (128, 128))
+
+
+def test_size_that_is_no_doubling(tmp_path: Path) -> None:
+    wide = hirescli.Recipe(prompt="sea", width_px=312, height_px=152, steps=1, upscale_steps=1)
+    result = hirescli.generate(wide, tmp_path / "wide.png")
+    with Image.open(result.path) as picture:
+        assert picture.size == (312, 152)
+
+
+def test_band_height_changes_the_picture_by_rounding_only(tmp_path: Path) -> None:
+    pictures = []
+    for rows in (3, 32):
+        made = hirescli.generate(recipe(256, rows=rows), tmp_path / f"{rows}.png")
+        with Image.open(made.path) as picture:
+            pictures.append(torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8))
+    difference = (pictures[0].int() - pictures[1].int()).abs()
+    assert int(difference.max()) <= 1
+
+
+def test_long_prompt_is_cut_and_said(tmp_path: Path) -> None:
+    events: list[Event] = []
+    long = recipe(prompt="sea " * 10_000, steps=1)
+    result = hirescli.generate(long, tmp_path / "out.tif", listener=events.append)
+    assert result.recipe.truncated_to_tokens == 45
+    said = [event.message for event in events if isinstance(event, Warned)]
+    assert any("10002 tokens" in message and "first 45" in message for message in said)
+
+
+def test_weights_that_are_not_numbers(model: Model) -> None:
+    broken = replace(model, unet=copy.deepcopy(model.unet))
+    with torch.no_grad():
+        broken.unet.conv_in.bias.fill_(float("nan"))
+    plan = hirescli.plan(recipe(256))
+    stages = Stages(broken, plan.recipe, torch.Generator().manual_seed(0), lambda _: None)
+    base, upscale = plan.stages
+    with pytest.raises(RunError, match=r"stage 1 \(128x128 px\)"):
+        stages.base(base)
+    encoded = torch.zeros(1, 16, 32, 32)
+    with pytest.raises(RunError, match=r"stage 2 \(256x256 px\).*--dtype float32"):
+        stages.upscale(upscale, encoded)
+
+
+def test_schedule_longer_than_the_model_has_is_refused(tmp_path: Path) -> None:
+    wrong = recipe(256, strengths=(0.01,), upscale_steps=20)
+    with pytest.raises(RequestError, match=r"2000.*1000"):
+        hirescli.generate(wrong, tmp_path / "out.tif")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bfloat16_gives_a_picture(tmp_path: Path) -> None:
+    result = hirescli.generate(recipe(dtype="bfloat16"), tmp_path / "out.tif")
+    assert tifffile.imread(result.path).std() > 1
