@@ -23,11 +23,11 @@ def autoencoder(blocks: tuple[int, int, int]) -> ThinAutoencoder:
 MODELS = [autoencoder((0, 0, 0)), autoencoder((1, 2, 1)), autoencoder((4, 2, 1))]
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     model=st.sampled_from(MODELS),
-    rows=st.integers(1, 45),
-    height=st.integers(1, 40),
+    rows=st.integers(1, 36),
+    height=st.integers(1, 32),
     width=st.integers(1, 9),
     seed=st.integers(0, 9),
 )
