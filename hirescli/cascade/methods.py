@@ -1,23 +1,11 @@
-"""What a doubling does to latents beside the pipeline call: how many steps, which colours."""
+"""What a doubling does to latents beside the pipeline call."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def schedule_steps(strength: float, steps: int) -> int:
-    """The length of a schedule of which image-to-image at `strength` runs exactly `steps`.
-
-    Diffusers runs int(length * strength) of them.
-    """
-    length = math.ceil(steps / strength)
-    while int(length * strength) < steps:  # a product just below the integer
-        length += 1
-    return length
 
 
 def anchor_colours(latents: Tensor, encoded: Tensor, *, deviation: bool) -> Tensor:

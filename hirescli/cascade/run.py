@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hirescli.cascade.methods import schedule_steps
 from hirescli.cascade.stages import Stages
-from hirescli.errors import RequestError
 from hirescli.events import Event, Listener, RunDone, RunStarted, StageDone, StageStarted, Warned
 from hirescli.models.load import Model, load
 from hirescli.output.finalise import FinishedFile, finalise
 from hirescli.output.spool import Spool
+from hirescli.planning.machine import peak_rss_bytes
 from hirescli.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -26,10 +23,6 @@ if TYPE_CHECKING:
 
     from hirescli.planning.plan import Plan, ValidatedPlan
     from hirescli.recipe import Recipe
-
-# ru_maxrss counts KiB on Linux and bytes on macOS.
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-_MOST_SCHEDULE_STEPS = 1000  # timesteps that models of this family were trained on
 
 
 @dataclass(frozen=True)
@@ -58,12 +51,10 @@ def run(plans: Sequence[ValidatedPlan], listener: Listener | None = None) -> lis
     fails early; an image that fails leaves the finished ones and its own spool.
 
     Raises:
-        RequestError: If a run directory was left by another recipe, or a schedule is too long.
+        RequestError: If a run directory was left by another recipe.
         RunError: If another process works on an output, the disk is full, or weights fail.
     """
     tell = listener or _ignore
-    for validated in plans:
-        _check_schedules(validated.plan)
     with ExitStack() as stack:
         directories = [stack.enter_context(_directory(validated)) for validated in plans]
         models: dict[tuple[str, str], Model] = {}
@@ -76,20 +67,6 @@ def run(plans: Sequence[ValidatedPlan], listener: Listener | None = None) -> lis
 
 def _ignore(_: Event) -> None:
     pass
-
-
-def _check_schedules(plan: Plan) -> None:
-    """Refuse what diffusers would refuse only after the stages before it are done."""
-    for stage in plan.stages:
-        if stage.strength is None:
-            continue
-        length = schedule_steps(stage.strength, stage.steps)
-        if length > _MOST_SCHEDULE_STEPS:
-            raise RequestError(
-                f"{stage.steps} steps at strength {stage.strength:g} need a schedule of {length} "
-                f"steps, at most {_MOST_SCHEDULE_STEPS} work; use fewer --upscale-steps or higher "
-                "--strengths"
-            )
 
 
 def _directory(validated: ValidatedPlan) -> RunDirectory:
@@ -158,6 +135,6 @@ def _with_truncation(recipe: Recipe, model: Model, tell: Listener) -> Recipe:
 
 
 def _result(file: FinishedFile, recipe: Recipe, seconds: float, tell: Listener) -> Result:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+    peak = peak_rss_bytes()
     tell(RunDone(file.path, seconds, peak))
     return Result(file.path, file.sha256, seconds, peak, recipe)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hirescli.cascade.methods import anchor_colours, schedule_steps
+from hirescli.cascade.methods import anchor_colours
 from hirescli.cascade.pipelines import image_to_image, text_to_image
 from hirescli.errors import RunError
 from hirescli.events import Listener, RowsDecoded, RowsEncoded, StepDone
 from hirescli.output.resize import resized_rows
 from hirescli.output.spool import Spool, quantise
+from hirescli.planning.cascade import schedule_steps
 from hirescli.vae.rows import decode_rows, encode_rows
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,13 +16,11 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from hirescli import events
 from hirescli.cli.render import console
 from hirescli.events import Event, Listener, event_dict
+from hirescli.planning.machine import peak_rss_bytes
 from hirescli.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from hirescli.planning.plan import Plan
-
-# ru_maxrss counts KiB on Linux and bytes on macOS.
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Work:
@@ -258,9 +255,5 @@ class Display:
         fraction = self._work.fraction
         left = seconds_left(self._clock() - self._started, fraction, self._planned_seconds)
         time_left = f"{format_seconds(left)} left, " if fraction < 1 else ""
-        note = f"{time_left}peak memory {format_bytes(_peak_rss_bytes())}"
+        note = f"{time_left}peak memory {format_bytes(peak_rss_bytes())}"
         self._progress.update(self._image, completed=fraction, note=note)
-
-
-def _peak_rss_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT

@@ -13,6 +13,7 @@ from hirescli.recipe import Recipe
 from hirescli.units import format_pixels
 
 MAX_SIDE_PX = 2**20
+_MOST_SCHEDULE_STEPS = 1000  # timesteps that models of this family were trained on
 MAX_ASPECT = 4  # a base of 4:1 has a long side of twice the native one: models repeat beyond
 _MAX_RATIO = 2
 # The base's area against native_px squared: room to hit the target's aspect on the multiples.
@@ -80,11 +81,25 @@ def stages(recipe: Recipe, card: Card) -> tuple[Stage, ...]:
     """The stages from base to target; the last has exactly the recipe's size.
 
     Raises:
-        RequestError: As `resolve`.
+        RequestError: As `resolve`, or if a strength is too low for its steps.
     """
     recipe = resolve(recipe, card)
     all_sizes = sizes(recipe.width_px, recipe.height_px, card)
-    return tuple(_stage(i, size, recipe, card) for i, size in enumerate(all_sizes))
+    made = tuple(_stage(i, size, recipe, card) for i, size in enumerate(all_sizes))
+    for stage in made[1:]:
+        _check_schedule(stage)
+    return made
+
+
+def schedule_steps(strength: float, steps: int) -> int:
+    """The length of a schedule of which image-to-image at `strength` runs exactly `steps`.
+
+    Diffusers runs int(length * strength) of them.
+    """
+    length = math.ceil(steps / strength)
+    while int(length * strength) < steps:  # a product just below the integer
+        length += 1
+    return length
 
 
 def sizes(width_px: int, height_px: int, card: Card) -> tuple[tuple[int, int], ...]:
@@ -190,6 +205,17 @@ def _stage(index: int, size: tuple[int, int], recipe: Recipe, card: Card) -> Sta
         steps=recipe.steps if base else recipe.upscale_steps,
         guidance_scale=recipe.guidance_scale if base else recipe.upscale_guidance_scale,
     )
+
+
+def _check_schedule(stage: Stage) -> None:
+    assert stage.strength is not None
+    length = schedule_steps(stage.strength, stage.steps)
+    if length > _MOST_SCHEDULE_STEPS:
+        raise RequestError(
+            f"{stage.steps} steps at strength {stage.strength:g} need a schedule of {length} "
+            f"steps, at most {_MOST_SCHEDULE_STEPS} work; use fewer --upscale-steps or higher "
+            "--strengths"
+        )
 
 
 def _grow(

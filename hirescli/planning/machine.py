@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,3 +109,17 @@ def _installed_bytes() -> int:
         if text.isdecimal():  # "max" means no limit
             installed = min(installed, int(text))
     return installed
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far, as the system says.
+
+    Read from /proc where there is one: what `getrusage` says begins with the memory of the
+    process that started this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
+    except (OSError, IndexError):
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

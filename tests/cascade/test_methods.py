@@ -7,9 +7,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hirescli.cascade.methods import anchor_colours, schedule_steps
+from hirescli.cascade.methods import anchor_colours
 from hirescli.cascade.pipelines import LatentImg2ImgPipeline, image_to_image
 from hirescli.models.load import Model
+from hirescli.planning.cascade import schedule_steps
 
 
 @pytest.fixture(scope="module")

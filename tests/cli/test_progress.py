@@ -77,7 +77,7 @@ def test_lines(plan: Plan) -> None:
         listener(event)
     shown = out.getvalue()
     assert shown.count("warning: odd") == 1
-    for text in ("stage 1/2 base 256x256", "12 s", "sea.tif", "1 min 15 s", "2.0 GB"):
+    for text in ("stage 1/3 base 128x128", "12 s", "sea.tif", "1 min 15 s", "2.0 GB"):
         assert text in shown
     assert "\x1b" not in shown
 
@@ -98,7 +98,7 @@ def test_display(plan: Plan) -> None:
             display(event)
             display.refresh()
     shown = out.getvalue()
-    for text in ("stage 2/2 upscale 512x512", "decoded rows 512/512", "left, peak memory"):
+    for text in ("stage 3/3 upscale 512x512", "decoded rows 512/512", "left, peak memory"):
         assert text in shown
     assert "wrote sea.tif" in shown
 

@@ -172,16 +172,17 @@ def test_the_environment_is_as_before(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 CHILD = """
-    import sys, resource
+    import sys
     from pathlib import Path
     from hirescli.output.finalise import finalise
+    from hirescli.planning.machine import peak_rss_bytes
     from hirescli.recipe import Recipe
     side_px, folder = int(sys.argv[1]), Path(sys.argv[2])
     import pyvips, tifffile
     print("ready", flush=True)
     recipe = Recipe(prompt="x", size=side_px, format=sys.argv[3])
     finalise(folder / "spool.tif", folder / "out", recipe=recipe)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(peak_rss_bytes())
 """
 
 

@@ -60,12 +60,18 @@ def test_a_model_of_coarser_multiples(width: int, height: int) -> None:
 
 
 def test_powers_of_two_double() -> None:
-    assert sizes(2048, 2048, CARD) == ((256, 256), (512, 512), (1024, 1024), (2048, 2048))
-    assert len(sizes(16384, 16384, CARD)) == 7
+    assert sizes(2048, 2048, CARD) == (
+        (128, 128),
+        (256, 256),
+        (512, 512),
+        (1024, 1024),
+        (2048, 2048),
+    )
+    assert len(sizes(16384, 16384, CARD)) == 8
 
 
 def test_a_target_below_native_is_the_base() -> None:
-    assert sizes(128, 192, CARD) == ((128, 192),)
+    assert sizes(96, 128, CARD) == ((96, 128),)
 
 
 def test_stages_take_steps_guidance_and_strengths_in_order() -> None:
@@ -73,12 +79,18 @@ def test_stages_take_steps_guidance_and_strengths_in_order() -> None:
         {"prompt": "a sea", "size": 4096, "steps": 9, "upscale_steps": 3, "strengths": [0.5, 0.2]}
     )
     made = stages(recipe, CARD)
-    assert [stage.kind for stage in made] == ["base"] + ["upscale"] * 4
-    assert [stage.strength for stage in made] == [None, 0.5, 0.2, 0.2, 0.2]
-    assert [stage.steps for stage in made] == [9, 3, 3, 3, 3]
+    assert [stage.kind for stage in made] == ["base"] + ["upscale"] * 5
+    assert [stage.strength for stage in made] == [None, 0.5, 0.2, 0.2, 0.2, 0.2]
+    assert [stage.steps for stage in made] == [9, 3, 3, 3, 3, 3]
     assert made[0].guidance_scale == CARD.guidance_scale
     assert made[1].guidance_scale == CARD.upscale_guidance_scale
     assert (made[-1].latent_width, made[-1].latent_height) == (512, 512)
+
+
+def test_a_strength_too_low_for_its_steps_is_refused() -> None:
+    recipe = Recipe.from_fragments({"prompt": "a sea", "size": 512, "strengths": [0.003]})
+    with pytest.raises(RequestError, match="need a schedule of .* at most 1000"):
+        stages(recipe, CARD)
 
 
 @pytest.mark.parametrize(

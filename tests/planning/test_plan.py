@@ -52,7 +52,7 @@ def test_cores_change_the_time_only() -> None:
 
 def test_the_plan_is_json() -> None:
     data = json.loads(plan().to_json())
-    assert [stage["width_px"] for stage in data["stages"]] == [256, 512, 1024]
+    assert [stage["width_px"] for stage in data["stages"]] == [128, 256, 512, 1024]
     assert data["store_bytes"]["host"] == max(s["memory"]["peak_bytes"] for s in data["stages"])
     assert data["recipe_hash"] == plan().recipe.hash
 
@@ -75,14 +75,14 @@ def test_only_a_validated_plan_runs(tmp_path: Path) -> None:
 
 
 def test_memory_above_the_budget_shows_both_numbers(tmp_path: Path) -> None:
-    tight = plan(memory_bytes=800_000_000)
-    with pytest.raises(RequestError, match=r"needs .* GB of memory, the budget is 800\.0 MB"):
+    tight = plan(memory_bytes=500_000_000)
+    with pytest.raises(RequestError, match=r"needs .* of memory, the budget is 500\.0 MB"):
         tight.validate(MACHINE, tmp_path / "a.tif")
 
 
 def test_the_remedy_works(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
-        plan(memory_bytes=800_000_000).validate(MACHINE, tmp_path / "a.tif")
+        plan(memory_bytes=500_000_000).validate(MACHINE, tmp_path / "a.tif")
     amount_gb = float(str(caught.value).split("--memory ")[1].split("GB")[0])
     plan(memory_bytes=int(amount_gb * 10**9)).validate(MACHINE, tmp_path / "a.tif")
 
