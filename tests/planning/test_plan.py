@@ -28,7 +28,7 @@ def test_a_planned_recipe_has_no_open_choice() -> None:
     open_choices = [
         key
         for key, value in plan().recipe.model_dump().items()
-        if value is None and key != "truncated_to_tokens"
+        if value is None and key not in CONSEQUENCES
     ]
     assert open_choices == []
 
