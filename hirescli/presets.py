@@ -52,6 +52,8 @@ def load(name_or_path: str | Path) -> Preset:
         ConfigError: If the file is missing or faulty; all faults together.
     """
     text = str(name_or_path)
+    if not text:
+        raise RequestError(f'preset "" is empty; shipped are {", ".join(names())}')
     is_path = text.endswith(_SUFFIX) or len(Path(text).parts) != 1
     if not is_path and text not in names():
         close = difflib.get_close_matches(text, names(), n=1)

@@ -5,8 +5,6 @@ Exit codes: 0 done, 2 the request is wrong, 1 it failed, 130 and 143 interrupted
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -17,6 +15,7 @@ from typer.main import get_command
 from hirescli.cli import bench, doctor, generate, info, plan, presets, train
 from hirescli.cli.interrupt import Interrupted, interruptible
 from hirescli.cli.options import paragraphs
+from hirescli.cli.streams import lost_output, prepare_streams, silence, visible
 from hirescli.errors import HiresError
 
 app = typer.Typer(
@@ -53,18 +52,36 @@ def run(args: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    _prepare_streams()
+    prepare_streams()
     try:
         with interruptible():
             code = _invoke(args)
             sys.stdout.flush()
-        return code
+        return _unless_lost(code)
     except Interrupted as interrupted:
         say(f"interrupted by {interrupted}; the same command starts again", kind="note")
         return interrupted.exit_code
     except BrokenPipeError:
-        _drop_stdout()  # whoever read our output has seen enough
+        silence(sys.stdout)  # whoever read our output has seen enough
         return 1
+    except OSError as error:
+        silence(sys.stdout)
+        say(_reason(error))
+        return 1
+
+
+def _unless_lost(code: int) -> int:
+    """The code, or 1 if all went well but the paths could not be printed."""
+    lost = lost_output()
+    if lost is None or code:
+        return code
+    say(_reason(lost))
+    return 1
+
+
+def _reason(error: OSError) -> str:
+    where = error.filename if error.filename is not None else "the output of this command"
+    return f"{where}: {error.strerror or error}"
 
 
 def _invoke(args: Sequence[str]) -> int:
@@ -86,32 +103,17 @@ def _invoke(args: Sequence[str]) -> int:
 
 def say(message: str, *, kind: str = "error") -> None:
     """Write one message to stderr, with control characters made visible."""
-    shown = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in message)
-    with contextlib.suppress(OSError):  # nobody listens; the exit code still speaks
+    shown = "\n".join(map(visible, message.split("\n")))
+    try:
         print(f"{kind}: {shown}", file=sys.stderr, flush=True)
+    except OSError:  # nobody listens; the exit code still speaks
+        silence(sys.stderr)
 
 
 def _with_help_hint(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
     hint = f"\nSee: {context.command_path} --help" if context is not None else ""
     return f"{error.format_message()}{hint}"
-
-
-def _prepare_streams() -> None:
-    """Missing streams (`>&-`) become the null device; odd bytes in file names pass through."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (lives as long as we do)
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="surrogateescape")
-
-
-def _drop_stdout() -> None:
-    """Point stdout at the null device, so that the interpreter's last flush stays silent."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
 
 
 def _print_version(asked: bool) -> None:

@@ -59,8 +59,10 @@ def bench(
     system measured it; both stand beside what the plan had said.
     """  # fmt: skip
     from hirescli.evaluation.benchmark import help_seconds, image_run
+    from hirescli.models.registry import find_card
     from hirescli.units import parse_size
 
+    find_card(model)
     asked = [size.strip() for size in sizes.split(",")]
     for size in asked:
         parse_size(size)

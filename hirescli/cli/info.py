@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from hirescli.cli.streams import json_visible, visible
+
 
 def info(
     file: Annotated[
@@ -21,12 +23,15 @@ def info(
 ) -> None:
     """Show the recipe that an image was made from. `hires generate --recipe FILE` repeats it."""
     from hirescli.output.metadata import read_recipe
+    from hirescli.recipe import Recipe
 
     recipe = dict(read_recipe(file))
+    Recipe.from_fragments(recipe, source=str(file))  # complete and of our kind, or refused
+    # The file may come from anybody: nothing in it steers the terminal.
     if json_:
-        print(json.dumps(recipe, sort_keys=True, ensure_ascii=False))
+        print(json_visible(json.dumps(recipe, sort_keys=True, ensure_ascii=False)))
         return
     width = max(map(len, recipe))
     for key, value in recipe.items():
         if value is not None:
-            print(f"{key:<{width}}  {value}")
+            print(visible(f"{key:<{width}}  {value}"))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hirescli.cli.options import RequestOptions, paragraphs, preset_names, takes_request
+from hirescli.cli.streams import visible
 from hirescli.errors import ConfigError
 
 app = typer.Typer(
@@ -54,9 +55,9 @@ def show(
         choices = dict(preset.fragment)
         print(json.dumps({"name": preset.name, "description": preset.description} | choices))
         return
-    print(f"{preset.name}: {preset.description}")
+    print(visible(f"{preset.name}: {preset.description}"))
     for key, value in preset.fragment.items():
-        print(f"  {key} = {_toml_value(value)}")
+        print(visible(f"  {key} = {_toml_value(value)}"))
 
 
 @app.command("validate")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from hirescli import events
 from hirescli.cli.render import console
+from hirescli.cli.streams import Patient, write_line
 from hirescli.events import Event, Listener, event_dict
 from hirescli.planning.machine import peak_rss_bytes
 from hirescli.units import format_bytes, format_seconds
@@ -78,8 +78,12 @@ def seconds_left(elapsed_seconds: float, fraction: float, planned_seconds: float
 
 @contextmanager
 def listening(*, as_json: bool, quiet: bool) -> Iterator[Listener]:
-    """The listener that fits: JSON lines, warnings only, a live display, or plain lines."""
-    stderr = console(sys.stderr)
+    """The listener that fits: JSON lines, warnings only, a live display, or plain lines.
+
+    None of them ends a run because nobody reads it any more.
+    """
+    # Not rich's own answer to a closed pipe: it ends the process.
+    stderr = console(cast("TextIO", Patient(sys.stderr)))
     if as_json:
         yield JsonLines()
     elif quiet:
@@ -97,14 +101,6 @@ class JsonLines:
     def __call__(self, event: Event) -> None:
         """Print one event."""
         write_line(json.dumps(event_dict(event)))
-
-
-def write_line(text: str) -> None:
-    """Print to stdout at once. Nobody reading is no reason to lose hours of work."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
 
 
 class Lines:
@@ -141,10 +137,7 @@ class Lines:
         return closing_line(event)
 
     def _print(self, line: str) -> None:
-        try:
-            self._out.print(line, soft_wrap=True)
-        except BrokenPipeError:
-            self._only_warnings = True
+        self._out.print(line, soft_wrap=True)
 
 
 def stage_label(event: events.StageStarted) -> str:
@@ -183,6 +176,7 @@ class Display:
             TextColumn("{task.fields[note]}"),
             console=out,
             transient=True,
+            redirect_stdout=False,  # paths go to stdout, whoever reads it
         )
         self._work: Work | None = None
         self._planned_seconds = 0.0
@@ -217,6 +211,15 @@ class Display:
         else:
             self._closing(event)
         self._count(event)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the bars away while something else is written to the same terminal."""
+        self._progress.stop()
+        try:
+            yield
+        finally:
+            self._progress.start()
 
     def refresh(self) -> None:
         """Draw now; otherwise it is drawn ten times a second."""
