@@ -75,7 +75,8 @@ def test_imports_point_downwards(path: Path) -> None:
         parts = name.split(".")
         if parts[0] != "hirescli" or len(parts) == 1:
             continue
-        assert RANK.get(parts[1], 0) <= RANK[own], f"{path}: {own} imports {parts[1]}, above it"
+        assert parts[1] in RANK, f"{path}: {parts[1]} has no layer"
+        assert RANK[parts[1]] <= RANK[own], f"{path}: {own} imports {parts[1]}, above it"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

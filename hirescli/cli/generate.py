@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hirescli.cli.options import RequestOptions, takes_request
+from hirescli.cli.streams import write_line
 from hirescli.errors import HiresError
 
 if TYPE_CHECKING:
@@ -56,8 +60,6 @@ def generate(
         _generate(request, dry_run, overwrite, restart, json_, quiet)
     except HiresError as error:
         if json_:
-            from hirescli.cli.progress import write_line
-
             code = error.exit_code
             write_line(json.dumps({"event": "error", "message": str(error), "exit_code": code}))
         raise
@@ -83,19 +85,28 @@ def _generate(
         return
     if restart:
         _drop_leftovers(todo)
-    results = _run(all_images, todo, json_, quiet) if todo else []
-    _report(all_images, results, json_)
+    paths = Paths(all_images, {validated.output for validated in todo}, silent=json_)
+    try:
+        results = _run(all_images, todo, paths, json_, quiet) if todo else []
+    finally:
+        paths.end()
+    if json_:
+        _print_result(all_images, results)
 
 
 def _validated(
     all_images: Sequence[Image], machine: Machine, overwrite: bool
 ) -> list[ValidatedPlan]:
     """The plans still to be run; finished outputs of the same recipe are none."""
-    return [
+    from hirescli.planning.plan import check_disk_together
+
+    todo = [
         image.plan.validate(machine, image.output, overwrite)
         for image in all_images
         if overwrite or not _finished(image)
     ]
+    check_disk_together(todo, machine)
+    return todo
 
 
 def _finished(image: Image) -> bool:
@@ -116,42 +127,75 @@ def _drop_leftovers(todo: Sequence[ValidatedPlan]) -> None:
 
 
 def _run(
-    all_images: Sequence[Image], todo: Sequence[ValidatedPlan], json_: bool, quiet: bool
+    all_images: Sequence[Image],
+    todo: Sequence[ValidatedPlan],
+    paths: Paths,
+    json_: bool,
+    quiet: bool,
 ) -> Sequence[Result]:
     from hirescli.cli.progress import listening
-    from hirescli.events import Warned
+    from hirescli.events import Event, RunDone, Warned
 
     with listening(as_json=json_, quiet=quiet) as listener:
+
+        def tell(event: Event) -> None:
+            listener(event)
+            if isinstance(event, RunDone):
+                with getattr(listener, "paused", contextlib.nullcontext)():
+                    paths.done(event.path)
+
         for message in dict.fromkeys(w for image in all_images for w in image.plan.warnings):
             listener(Warned(message))
-        _quiet_libraries()
         from hirescli.cascade.run import run  # loads torch: after all that can be refused is
 
-        return run(todo, listener)
+        return run(todo, tell)
 
 
-def _quiet_libraries() -> None:
-    """Keep the libraries' own reports and bars out of our progress, unless the user asks."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+class Paths:
+    """Prints the path of every image as soon as it stands, in the order asked for.
+
+    Args:
+        all_images: The images in order.
+        to_make: Outputs that are made now; the others were finished before.
+        silent: Whether to print nothing.
+    """
+
+    def __init__(
+        self, all_images: Sequence[Image], to_make: Collection[Path], *, silent: bool
+    ) -> None:
+        self._waiting = [] if silent else [image.output for image in all_images]
+        self._before = {path for path in self._waiting if path not in to_make}
+        self._done = set(self._before)
+        self._print(self._ready())
+
+    def done(self, path: Path) -> None:
+        """An image stands; print it, unless one before it is still being made."""
+        self._done.add(path)
+        self._print(self._ready())
+
+    def end(self) -> None:
+        """Print what stands, also behind an image that failed."""
+        self._print([path for path in self._waiting if path in self._done])
+        self._waiting = []
+
+    def _ready(self) -> list[Path]:
+        return list(itertools.takewhile(self._done.__contains__, self._waiting))
+
+    def _print(self, paths: Sequence[Path]) -> None:
+        from hirescli.cli.app import say
+
+        for path in paths:
+            if path in self._before:
+                say(f"{path} is finished with this recipe; nothing to do", kind="note")
+            write_line(str(path))
+            self._waiting.remove(path)
 
 
-def _report(all_images: Sequence[Image], results: Sequence[Result], json_: bool) -> None:
-    """Print the path of every image, made now or before, in the order asked for."""
-    from hirescli.cli.progress import write_line
-
+def _print_result(all_images: Sequence[Image], results: Sequence[Result]) -> None:
+    """The last line of JSON: every image, made now or before, in the order asked for."""
     made = {result.path: result for result in results}
-    if json_:
-        shown = [_as_dict(image, made.get(image.output)) for image in all_images]
-        write_line(json.dumps({"event": "result", "images": shown}))
-        return
-    for image in all_images:
-        if image.output not in made:
-            from hirescli.cli.app import say
-
-            say(f"{image.output} is finished with this recipe; nothing to do", kind="note")
-        write_line(str(image.output))
+    shown = [_as_dict(image, made.get(image.output)) for image in all_images]
+    write_line(json.dumps({"event": "result", "images": shown}))
 
 
 def _as_dict(image: Image, result: Result | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hirescli.recipe import Recipe
 
 _STDIN = "-"
+_OF_THE_SIZE = ("rows", "strengths")  # choices that a plan made for one size
 _MOST_STDIN_BYTES = 10**6  # a prompt, not a file by mistake
 
 
@@ -40,6 +41,8 @@ def images(options: RequestOptions, machine: Machine) -> tuple[Image, ...]:
     from hirescli.planning.plan import make_plan
     from hirescli.units import parse_bytes
 
+    if options.output == "":
+        raise RequestError("output is empty; give a file name with -o, or leave it out")
     memory_bytes = None if options.memory is None else parse_bytes(options.memory)
     recipes = _recipes(options)
     outputs = [_output(options.output, recipe, several=len(recipes) > 1) for recipe in recipes]
@@ -55,9 +58,11 @@ def images(options: RequestOptions, machine: Machine) -> tuple[Image, ...]:
 def _recipes(options: RequestOptions) -> tuple[Recipe, ...]:
     from hirescli.recipe import Recipe
 
-    flags = _flags(options)
-    fragments = [*_recipe_file(options.recipe), *_preset(options.preset), flags]
-    fragments = [_default_size(fragments), *fragments]
+    files = [*_recipe_file(options.recipe), *_preset(options.preset)]
+    flags = _flags(options, files)
+    fragments = [_default_size([*files, flags]), *_fitting(files, flags), flags]
+    if options.recipe is not None:
+        fragments[1] = _of_its_size(fragments[1], fragments[2:])
     seeds = options.seed or []
     doubled = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     if doubled:
@@ -68,17 +73,59 @@ def _recipes(options: RequestOptions) -> tuple[Recipe, ...]:
     )
 
 
-def _flags(options: RequestOptions) -> dict[str, Any]:
+def _flags(options: RequestOptions, files: list[Mapping[str, Any]]) -> dict[str, Any]:
     """The flags; a suffix of `--output` says a format as `--format` does."""
-    from hirescli.planning.formats import format_for
+    from hirescli.planning.formats import check_held, format_for
 
     if options.prompt == _STDIN:
         options = dataclasses.replace(options, prompt=_prompt_from_stdin())
     flags = options.fragment()
     named = _named_file(options.output)
     if named is not None or "format" in flags:
+        if (size := _size([*files, flags])) is not None:
+            check_held(named, flags.get("format"), *size)  # names the limit where there is one
         flags["format"] = format_for(named, flags.get("format"))
     return flags
+
+
+def _size(fragments: list[Mapping[str, Any]]) -> tuple[int, int] | None:
+    """Width and height that fragments say in the end; None if none, or if it is no size."""
+    from hirescli.recipe import expand_size
+
+    said: dict[str, Any] = {}
+    for fragment in fragments:
+        try:
+            expanded = expand_size(fragment)
+        except RequestError:  # reported with all other faults later
+            return None
+        said |= {key: value for key, value in expanded.items() if value is not None}
+    size = said.get("width_px"), said.get("height_px")
+    return size if isinstance(size[0], int) and isinstance(size[1], int) else None
+
+
+def _fitting(files: list[Mapping[str, Any]], flags: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The files without what served their own format and says nothing in the asked one."""
+    from hirescli.planning.formats import without_effect
+
+    def useless(fragments: list[Mapping[str, Any]]) -> tuple[str, ...]:
+        said: dict[str, Any] = {"format": "tiff", "compression": "deflate"}
+        for fragment in fragments:
+            said |= {key: value for key, value in fragment.items() if value is not None}
+        return without_effect(said["format"], said["compression"])
+
+    dropped = useless([*files, flags])
+    return [
+        {k: v for k, v in file.items() if k not in dropped or k in useless([file])}
+        for file in files
+    ]
+
+
+def _of_its_size(recipe: Mapping[str, Any], others: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The recipe of a file without what was decided for its size, where another is asked for."""
+    size = _size([recipe])
+    if size is None or _size([recipe, *others]) == size:
+        return recipe
+    return {key: value for key, value in recipe.items() if key not in _OF_THE_SIZE}
 
 
 def _prompt_from_stdin() -> str:

@@ -104,14 +104,24 @@ class Card(BaseModel):
         if not self.knows:
             return None
         words = set(re.findall(r"\w+", prompt.lower()))
-        singular = {word.removesuffix("s") for word in words} | words
-        if any(set(re.findall(r"\w+", subject.lower())) <= singular for subject in self.knows):
+        forms = {form for word in words for form in _forms(word)}
+        if any(set(re.findall(r"\w+", subject.lower())) <= forms for subject in self.knows):
             return None
         return (
             f"the model `{self.name}` knows only {', '.join(self.knows)}; "
             "the picture may not follow this prompt; "
-            "for other subjects use a model trained on them with --model"
+            "for other subjects a Stable Diffusion model is needed (--model FOLDER); "
+            "this version runs the built-in one only"
         )
+
+
+def _forms(word: str) -> set[str]:
+    """A word and what it may be the plural of: skies, marshes, waves, nebulae."""
+    forms = {word}
+    for plural, singular in (("ies", "y"), ("es", ""), ("s", ""), ("ae", "a")):
+        if word.endswith(plural):
+            forms.add(word.removesuffix(plural) + singular)
+    return forms
 
 
 def read_card(path: Path) -> Card:

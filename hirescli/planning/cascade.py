@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -184,6 +185,34 @@ def native_warning(width_px: int, height_px: int, card: Card) -> str | None:
         f"{format_pixels(width_px, height_px)} is far below the {card.native_px} px that model "
         f"`{card.name}` was trained at; make it at {card.native_px} or more and shrink it"
     )
+
+
+def choices_without_effect(
+    asked: Recipe, card: Card, all_stages: tuple[Stage, ...]
+) -> Iterator[str]:
+    """Warnings for choices that change nothing at this size.
+
+    Args:
+        asked: The recipe before `resolve`.
+        card: Of its model; what it says itself is no choice.
+        all_stages: Of the recipe.
+    """
+    doublings = len(all_stages) - 1
+    if asked.negative_prompt and all(stage.guidance_scale == 1 for stage in all_stages):
+        yield "the negative prompt has no effect without guidance; use a --guidance-scale above 1"
+    if doublings == 0:
+        usual = resolve(
+            Recipe(prompt="-", width_px=asked.width_px, height_px=asked.height_px), card
+        )
+        for key in ("strengths", "upscale_steps", "upscale_guidance_scale"):
+            if getattr(asked, key) not in (None, getattr(usual, key)):
+                flag = key.replace("_", "-")
+                yield f"--{flag} has no effect: a picture of this size needs no doubling"
+    elif asked.strengths is not None and len(asked.strengths) > doublings:
+        yield (
+            f"{len(asked.strengths)} strengths for {doublings} doublings: "
+            f"only the first {doublings} count"
+        )
 
 
 def _stage(index: int, size: tuple[int, int], recipe: Recipe, card: Card) -> Stage:

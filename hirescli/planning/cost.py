@@ -18,7 +18,10 @@ _BAND_BYTES = 256 * 10**6
 _MOST_ROWS, _LEAST_ROWS = 64, 16
 _SPOOL_BYTES = {"between": 2, "last": 1}  # per channel: 16 bits between stages, 8 at the end
 # Largest output for a spool of 1: a pyramid adds 1/4 + 1/16 + ... = 1/3; noise hardly packs.
-_OUTPUT_PER_SPOOL = {"tiff": 4 / 3, "png": 1.0, "jpeg": 0.5}
+_PYRAMID = 4 / 3
+# JPEG of plain noise by quality; above 85 colour is kept at full resolution. Measured on
+# uniform noise: 0.25 at 85, 0.81 at 95, 1.37 at 100.
+_JPEG_PER_SPOOL = ((85, 0.5), (95, 1.0), (100, 2.0))
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,17 @@ def disk_bytes(stages: tuple[Stage, ...], recipe: Recipe) -> int:
     *before, last = (stage.width_px * stage.height_px * _CHANNELS for stage in stages)
     last_spool = last * _SPOOL_BYTES["last"]
     between = max(before, default=0) * _SPOOL_BYTES["between"]
-    output = int(last_spool * _OUTPUT_PER_SPOOL[recipe.format])
-    return last_spool + max(between, output)
+    return last_spool + max(between, output_bytes(recipe))
+
+
+def output_bytes(recipe: Recipe) -> int:
+    """Largest size of the finished file."""
+    spool = recipe.width_px * recipe.height_px * _CHANNELS * _SPOOL_BYTES["last"]
+    jpeg = next(ratio for quality, ratio in _JPEG_PER_SPOOL if recipe.quality <= quality)
+    if recipe.format != "tiff":
+        return int(spool * {"png": 1.0, "jpeg": jpeg}[recipe.format])
+    packed = max(1.0, jpeg) if recipe.compression == "jpeg" else 1.0
+    return int(spool * _PYRAMID * packed)
 
 
 def dtype_bytes(recipe: Recipe) -> int:

@@ -61,6 +61,22 @@ def format_for(path: Path | None, stated: str | None = None) -> FormatName:
     Raises:
         RequestError: If either is unknown or not written by this version, or both disagree.
     """
+    chosen = _chosen(path, stated)
+    if not chosen.written:
+        raise RequestError(_not_written(chosen))
+    return cast(FormatName, chosen.name)
+
+
+def check_held(path: Path | None, stated: str | None, width_px: int, height_px: int) -> None:
+    """Refuse a format that cannot hold the size, also one that this version does not write.
+
+    Raises:
+        RequestError: As `format_for` and `check_format`.
+    """
+    check_format(_chosen(path, stated).name, width_px, height_px)
+
+
+def _chosen(path: Path | None, stated: str | None) -> Format:
     by_words = _named(stated) if stated is not None else None
     by_suffix = _by_suffix(path) if path is not None else None
     if by_words and by_suffix and by_words != by_suffix:
@@ -69,19 +85,16 @@ def format_for(path: Path | None, stated: str | None = None) -> FormatName:
             f'output "{path.name}" is {by_suffix.name} by its suffix, but the format asked for '
             f"is {by_words.name}; name it {path.stem}{by_words.suffixes[0]}"
         )
-    chosen = by_words or by_suffix or FORMATS[DEFAULT_FORMAT]
-    if not chosen.written:
-        raise RequestError(_not_written(chosen))
-    return cast(FormatName, chosen.name)
+    return by_words or by_suffix or FORMATS[DEFAULT_FORMAT]
 
 
 def with_output(recipe: Recipe, output: Path | None) -> Recipe:
     """The recipe with the format that the output's suffix asks for.
 
     Raises:
-        RequestError: As `format_for`; a format that the recipe states must agree.
+        RequestError: As `format_for`; a format other than the default must agree.
     """
-    stated = recipe.format if "format" in recipe.model_fields_set else None
+    stated = recipe.format if recipe.format != DEFAULT_FORMAT else None
     chosen = format_for(output, stated)
     return recipe if chosen == recipe.format else recipe.model_copy(update={"format": chosen})
 
@@ -116,18 +129,25 @@ def check_options(recipe: Recipe) -> None:
     Raises:
         RequestError: Naming each such choice and the format it belongs to.
     """
-    defaults = Recipe.model_fields
-    is_tiff = recipe.format == "tiff"
-    uses_quality = recipe.format == "jpeg" or (is_tiff and recipe.compression == "jpeg")
-    faults = []
-    if not is_tiff and recipe.compression != defaults["compression"].default:
-        faults.append(f"compression {recipe.compression} is for tiff only")
-    if not is_tiff and recipe.tile_px != defaults["tile_px"].default:
-        faults.append(f"tile_px {recipe.tile_px} is for tiff only")
-    if not uses_quality and recipe.quality != defaults["quality"].default:
-        faults.append(f"quality {recipe.quality} is for jpeg, or tiff with jpeg compression, only")
+    where = {
+        "compression": "tiff",
+        "tile_px": "tiff",
+        "quality": "jpeg, or tiff with jpeg compression,",
+    }
+    faults = [
+        f"{key} {getattr(recipe, key)} is for {where[key]} only"
+        for key in without_effect(recipe.format, recipe.compression)
+        if getattr(recipe, key) != Recipe.model_fields[key].default
+    ]
     if faults:
         raise RequestError(f"format {recipe.format}: {'; '.join(faults)}; leave it out")
+
+
+def without_effect(name: str, compression: str) -> tuple[str, ...]:
+    """The choices of a recipe that say nothing in a format with a compression inside it."""
+    if name == "tiff":
+        return () if compression == "jpeg" else ("quality",)
+    return ("compression", "tile_px") if name == "jpeg" else ("compression", "tile_px", "quality")
 
 
 def default_output(recipe: Recipe) -> Path:
@@ -164,13 +184,10 @@ def _by_suffix(path: Path) -> Format:
         if suffix in fmt.suffixes:
             return fmt
     known = ", ".join(suffix for fmt in _WRITTEN for suffix in fmt.suffixes)
-    what = f'suffix "{path.suffix}"' if suffix else "no suffix"
-    raise RequestError(f'output "{path.name}" has {what} that is known; use one of {known}')
+    what = f'no known suffix ("{path.suffix}")' if suffix else "no suffix"
+    raise RequestError(f'output "{path.name}" has {what}; use one of {known}')
 
 
 def _not_written(fmt: Format) -> str:
     known = ", ".join(f"{f.name} ({f.suffixes[0]})" for f in _WRITTEN)
-    return (
-        f"{fmt.name} is not written: it holds at most {fmt.max_side_px} px a side, "
-        f"too little for large pictures; use one of {known}"
-    )
+    return f"this version does not write {fmt.name}; use one of {known}"

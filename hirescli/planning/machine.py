@@ -17,11 +17,8 @@ import psutil
 # Part of the installed memory that a run may use unless told otherwise. Never what happens to
 # be free: the same command must plan the same on a busy and on an idle machine.
 BUDGET_FRACTION = 0.75
-# Where Linux says how much of the memory a container may use (version 2, then 1).
-_CONTAINER_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
+_CGROUPS = Path("/sys/fs/cgroup")  # where Linux says how much memory a group may use
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 
 
@@ -100,15 +97,38 @@ def _usable_cores() -> int:
 
 
 def _installed_bytes() -> int:
-    installed = int(psutil.virtual_memory().total)
-    for path in _CONTAINER_LIMITS:
-        try:
-            text = path.read_text().strip()
-        except OSError:
+    return min([int(psutil.virtual_memory().total), *memory_limits(_OWN_CGROUPS, _CGROUPS)])
+
+
+def memory_limits(own: Path, root: Path) -> list[int]:
+    """Limits in bytes of the control groups of this process and of all groups above them.
+
+    Args:
+        own: Lists the groups, as /proc/self/cgroup does: "0::/group" (version 2) or
+            "4:memory:/group" (version 1).
+        root: Where the groups lie, as /sys/fs/cgroup.
+    """
+    found = []
+    for line in _lines(own) or ["0::/", "0:memory:/"]:
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if controllers == "":
+            folder, name = root, "memory.max"
+        elif "memory" in controllers.split(","):
+            folder, name = root / "memory", "memory.limit_in_bytes"
+        else:
             continue
-        if text.isdecimal():  # "max" means no limit
-            installed = min(installed, int(text))
-    return installed
+        inner = folder / group.strip("/")
+        for place in (inner, *(p for p in inner.parents if p == folder or folder in p.parents)):
+            found += [int(text) for text in _lines(place / name) if text.isdecimal()]  # or "max"
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
 
 
 def peak_rss_bytes() -> int:

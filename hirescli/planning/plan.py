@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +15,13 @@ from hirescli.errors import RequestError
 from hirescli.events import Listener
 from hirescli.planning import cost
 from hirescli.planning.card import Card
-from hirescli.planning.cascade import Stage, native_warning, resolve, stages
+from hirescli.planning.cascade import (
+    Stage,
+    choices_without_effect,
+    native_warning,
+    resolve,
+    stages,
+)
 from hirescli.planning.cost import StageCost
 from hirescli.planning.formats import check_format, check_options, format_for
 from hirescli.planning.machine import Machine, default_budget
@@ -106,7 +114,8 @@ class Plan:
         if self.peak_memory_bytes > self.budget_bytes:
             raise RequestError(
                 f"needs {peak} of memory, the budget is {format_bytes(self.budget_bytes)}; "
-                f"use --memory {_rounded_up_gb(self.peak_memory_bytes)} or a smaller --size"
+                f"use --memory {_rounded_up_gb(self.peak_memory_bytes)} (memory=...) or a "
+                "smaller --size"
             )
 
     def _check_disk(self, machine: Machine, output: Path) -> None:
@@ -146,6 +155,27 @@ class ValidatedPlan:
         return result
 
 
+def check_disk_together(plans: Sequence[ValidatedPlan], machine: Machine) -> None:
+    """Check that the disk holds several images, made one after the other.
+
+    Raises:
+        RequestError: If one finds too little room beside the finished ones before it.
+    """
+    finished: dict[Path, int] = {}
+    for number, validated in enumerate(plans, start=1):
+        folder = validated.output.parent
+        needed = finished.get(folder, 0) + validated.plan.disk_bytes
+        left = sum(_left_bytes(p.output) for p in plans[:number] if p.output.parent == folder)
+        free = machine.disk_free_bytes(folder) + left
+        if needed > free:
+            raise RequestError(
+                f"needs {format_bytes(needed)} of disk in {folder} for the first {number} of "
+                f"{len(plans)} images, {format_bytes(free)} are free; make fewer at once, free "
+                "some or choose another folder with -o"
+            )
+        finished[folder] = finished.get(folder, 0) + cost.output_bytes(validated.recipe)
+
+
 def make_plan(
     recipe: Recipe,
     card: Card,
@@ -154,6 +184,8 @@ def make_plan(
     machine: Machine | None = None,
 ) -> Plan:
     """Plan a recipe. The budget is not enforced here but in `Plan.validate`.
+
+    Where the recipe leaves its threads open, they are the cores of the machine.
 
     Args:
         recipe: What is asked for.
@@ -166,12 +198,13 @@ def make_plan(
     """
     machine = machine or Machine.detect()
     budget_bytes = memory_bytes or default_budget(machine)
-    recipe = resolve(recipe, card)
+    asked = Recipe.from_fragments(recipe.model_dump())  # `model_copy` checks nothing
+    recipe = resolve(asked, card)
     check_format(recipe.format, recipe.width_px, recipe.height_px)
     check_options(recipe)
     all_stages = stages(recipe, card)
     rows = recipe.rows or cost.band_rows(all_stages[-1], card=card, budget_bytes=budget_bytes)
-    recipe = recipe.model_copy(update={"rows": rows})
+    recipe = recipe.model_copy(update={"rows": rows, "threads": recipe.threads or machine.cores})
     costs = tuple(
         cost.stage_cost(stage, card=card, recipe=recipe, rows=rows, cores=machine.cores)
         for stage in all_stages
@@ -186,14 +219,15 @@ def make_plan(
         disk_bytes=cost.disk_bytes(all_stages, recipe),
         flops=sum(row.flops for row in costs),
         seconds=sum(row.seconds for row in costs),
-        warnings=_warnings(recipe, card),
+        warnings=_warnings(asked, card, all_stages),
     )
 
 
-def _warnings(recipe: Recipe, card: Card) -> tuple[str, ...]:
+def _warnings(asked: Recipe, card: Card, all_stages: tuple[Stage, ...]) -> tuple[str, ...]:
     found = (
-        card.foreign_prompt_warning(recipe.prompt),
-        native_warning(recipe.width_px, recipe.height_px, card),
+        card.foreign_prompt_warning(asked.prompt),
+        native_warning(asked.width_px, asked.height_px, card),
+        *choices_without_effect(asked, card, all_stages),
     )
     return tuple(warning for warning in found if warning is not None)
 
@@ -223,16 +257,29 @@ def _check_output(output: Path, overwrite: bool) -> None:
             f"the output name has {len(output.name.encode(errors='surrogateescape'))} bytes, "
             f"at most {_MOST_NAME_BYTES - len(_BESIDE_SUFFIX)} work; choose a shorter one"
         )
-    folder = output.parent
-    if not folder.exists():
-        raise RequestError(f"output folder {folder} does not exist; make it, or choose another")
-    if not folder.is_dir():
-        raise RequestError(f"output folder {folder} is a file; choose a folder")
-    if output.is_dir():
+    _check_folder(output.parent)
+    if os.path.isdir(output):
         raise RequestError(f"output {output} is a folder; add a file name to it")
-    if output.exists() and not overwrite:
-        raise RequestError(f"output {output} exists; use --overwrite, or choose another name")
-    _check_writable(folder)
+    if os.path.lexists(output) and not overwrite:
+        raise RequestError(
+            f"output {output} exists; use --overwrite (overwrite=True), or choose another name"
+        )
+    _check_writable(output.parent)
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        is_dir = stat.S_ISDIR(folder.stat().st_mode)
+    except FileNotFoundError as error:
+        raise RequestError(
+            f"output folder {folder} does not exist; make it, or choose another"
+        ) from error
+    except OSError as error:  # a part of it is a file, or its name is longer than any can be
+        raise RequestError(
+            f"output folder {folder} cannot be used ({error.strerror}); choose another with -o"
+        ) from error
+    if not is_dir:
+        raise RequestError(f"output folder {folder} is a file; choose a folder")
 
 
 def _check_writable(folder: Path) -> None:
