@@ -24,10 +24,10 @@ _Shards = Annotated[
 
 def render(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the shards go.")],
-    wide: _Shards = 200,
-    crop: _Shards = 100,
-    close: _Shards = 60,
-    detail: _Shards = 60,
+    wide: _Shards = 48,
+    crop: _Shards = 12,
+    close: _Shards = 10,
+    detail: _Shards = 10,
     held_out: Annotated[
         bool,
         typer.Option("--held-out", help="Render pictures that training never sees, to test with."),

@@ -35,8 +35,8 @@ _COMPONENT_CROPS = 4096
 class AutoencoderRun(Schedule):
     """Settings of a training run."""
 
-    steps: int = 30_000
-    batch: int = 16
+    steps: int = 1_900
+    batch: int = 8
     crop_px: int = 128
     learning_rate: float = 1e-3
     warmup_steps: int = 200

@@ -1,8 +1,8 @@
 """Training of the built-in denoiser: v-prediction on latents of rendered pictures, resumable.
 
 A UNet with linear attention learns whole compositions at 16x16 latents (128 px, the base
-size), which are cheap, and in every fourth step pictures at 32x32: near views too, most of
-them at low noise over degraded pictures (shrunk and enlarged, the clean latents as target).
+size), which are cheap, and in every fourth step pictures at 32x32: near views too, at the
+noise of the doublings, most of them degraded (shrunk and enlarged, clean latents as target).
 That is what the doublings ask: to add detail, where plain denoising would keep blur.
 
 Legend: B batch, C latent channels, h and w latent rows and columns.
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_SIGNAL_TO_NOISE = 5.0
+TIMESTEPS = 1000
+DOUBLING_TIMESTEPS = (20, 600)  # where image-to-image of the doublings begins and ends
 SUFFIX = {"wide": "", "crop": ", close view", "close": "", "detail": ""}
 CHANNELS = (64, 128, 256)
 
@@ -49,7 +51,7 @@ class DenoiserRun(Schedule):
     A step sees ``batch`` whole compositions at 16x16 latents or ``full_batch`` pictures at 32x32.
     """
 
-    steps: int = 20_000
+    steps: int = 5_300
     full_every: int = 4
     batch: int = 32
     full_batch: int = 12
@@ -152,13 +154,6 @@ class CachedText:
         return torch.stack([self.states[caption] for caption in captions]).float()
 
 
-def draw_timesteps(degraded: Tensor) -> Tensor:
-    """Timesteps (B,): anywhere, or for degraded samples where image-to-image begins."""
-    anywhere = torch.randint(0, 1000, degraded.shape)
-    low = torch.randint(20, 600, degraded.shape)
-    return torch.where(degraded, low, anywhere)
-
-
 def v_loss(v: Tensor, x_t: Tensor, x_0: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
     """Weighted squared error of the prediction (B, C, h, w); alpha and sigma are (B, 1, 1, 1).
 
@@ -186,11 +181,11 @@ class Sampler:
         index = self.random.integers(len(self.shards.small), size=count)
         x_0 = torch.stack([self.shards.small[i] for i in index]).float()
         text = self.text([self._caption("wide", int(i)) for i in index])
-        return x_0, x_0, text, draw_timesteps(torch.zeros(count, dtype=torch.bool))
+        return x_0, x_0, text, torch.randint(0, TIMESTEPS, (count,))
 
     def full(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same at 32x32, near views and degraded pictures among them."""
-        clean, begun, captions, degraded = [], [], [], []
+        clean, begun, captions = [], [], []
         for _ in range(self.run.full_batch):
             kind = self._kind()
             i = int(self.random.integers(len(self.shards.clean[kind])))
@@ -198,8 +193,7 @@ class Sampler:
             clean.append(self.shards.clean[kind][i])
             begun.append((self.shards.degraded if bad else self.shards.clean)[kind][i])
             captions.append(self._caption(kind, i))
-            degraded.append(bad)
-        timesteps = draw_timesteps(torch.tensor(degraded))
+        timesteps = torch.randint(*DOUBLING_TIMESTEPS, (self.run.full_batch,))
         x_0 = torch.stack(clean).float()
         return x_0, torch.stack(begun).float(), self.text(captions), timesteps
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hirescli.errors import RunError
+from hirescli.models.sums import write_sums
 from hirescli.training import autoencoder, denoiser
 
 if TYPE_CHECKING:
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def export(*, autoencoder_state: Path, denoiser_state: Path, folder: Path) -> None:
-    """Write the averaged weights in diffusers layout: vae, unet, linfusion, scheduler.
+    """Write the averaged weights in diffusers layout: vae, unet, linfusion, scheduler; and
+    the checksums of all files.
 
     Raises:
         RequestError: If a file is no state of its model; nothing is written then.
@@ -23,5 +25,6 @@ def export(*, autoencoder_state: Path, denoiser_state: Path, folder: Path) -> No
     try:
         autoencoder.export(autoencoder_state, folder / "vae")
         denoiser.export(denoiser_state, folder)
+        write_sums(folder)
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
