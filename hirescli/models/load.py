@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
 from hirescli.attention.linfusion import LinFusionAdapter, mount
 from hirescli.errors import RunError
 from hirescli.models.builtin.autoencoder import ThinAutoencoder
 from hirescli.models.builtin.scheduler import TrailingDDIMScheduler
 from hirescli.models.builtin.text import TextEncoder
+from hirescli.models.sums import check_sums
 
 if TYPE_CHECKING:
     from hirescli.planning.card import Card
@@ -51,23 +56,49 @@ def load(card: Card, *, dtype: str, weights: Path = WEIGHTS) -> Model:
         weights: A folder in diffusers layout, `linfusion/` in it.
 
     Raises:
-        RunError: If weights are missing or damaged.
+        RunError: If weights are missing, damaged or not in the safetensors format: a pickle
+            could run code.
     """
-    options: dict[str, Any] = {"local_files_only": True, "torch_dtype": DTYPES[dtype]}
     try:
-        unet = _whole(UNet2DConditionModel, weights / "unet", options)
-        adapter = _whole(LinFusionAdapter, weights / "linfusion", options)
-        autoencoder = _whole(ThinAutoencoder, weights / "vae", options)
-        scheduler = TrailingDDIMScheduler.from_pretrained(
-            weights / "scheduler", local_files_only=True
-        )
-        text = TextEncoder.load()
-        mount(unet, adapter)
+        with quiet_libraries():
+            check_sums(weights)
+            return _load(card, dtype=dtype, weights=weights)
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(
             f"the weights of model `{card.name}` in {weights} cannot be loaded: {error}; "
             "install the package again"
         ) from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' own reports and bars away, and leave their settings as they were."""
+    loggings: tuple[Any, ...] = (diffusers_logging, transformers_logging)
+    before = [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in loggings]
+    for each in loggings:
+        each.set_verbosity_error()
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for each, (verbosity, bars) in zip(loggings, before, strict=True):
+            each.set_verbosity(verbosity)
+            if bars:
+                each.enable_progress_bar()
+
+
+def _load(card: Card, *, dtype: str, weights: Path) -> Model:
+    options: dict[str, Any] = {
+        "local_files_only": True,
+        "use_safetensors": True,
+        "torch_dtype": DTYPES[dtype],
+    }
+    unet = _whole(UNet2DConditionModel, weights / "unet", options)
+    adapter = _whole(LinFusionAdapter, weights / "linfusion", options)
+    autoencoder = _whole(ThinAutoencoder, weights / "vae", options)
+    scheduler = TrailingDDIMScheduler.from_pretrained(weights / "scheduler", local_files_only=True)
+    text = TextEncoder.load()
+    mount(unet, adapter)
     for module in (unet, autoencoder):
         # Convolutions of this size run more than twice as fast with channels last on a CPU.
         module.to(memory_format=torch.channels_last)

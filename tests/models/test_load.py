@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hirescli.attention.linfusion import LinearAttention
 from hirescli.errors import RunError
 from hirescli.models.load import WEIGHTS, load
 from hirescli.models.registry import find_card
+from hirescli.models.sums import SUMS, write_sums
 
 CARD = find_card("builtin")
 PARTS = ("unet", "linfusion", "vae", "scheduler")
@@ -22,7 +25,7 @@ PARTS = ("unet", "linfusion", "vae", "scheduler")
 def weights(tmp_path: Path) -> Path:
     """A copy of the weights that may be damaged: large files are links."""
     for source in WEIGHTS.rglob("*"):
-        if source.is_file():
+        if source.is_file() and source.name != SUMS:
             target = tmp_path / "weights" / source.relative_to(WEIGHTS)
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.suffix == ".json":
@@ -111,3 +114,63 @@ def test_weights_with_tensors_missing(weights: Path) -> None:
     config["decoder_blocks"] = [5, 2, 1]
     path.write_text(json.dumps(config))
     refused(weights)
+
+
+@pytest.mark.parametrize("part", PARTS[:3])
+def test_a_pickle_is_refused(weights: Path, part: str) -> None:
+    name = "diffusion_pytorch_model"
+    (weights / part / f"{name}.safetensors").unlink()
+    torch.save({}, weights / part / f"{name}.bin")
+    assert part in refused(weights)
+
+
+def test_sums_that_hold(weights: Path) -> None:
+    write_sums(weights)
+    lines = (weights / SUMS).read_text().splitlines()
+    assert [line.split("  ")[1] for line in lines] == [
+        *("linfusion/config.json", "linfusion/diffusion_pytorch_model.safetensors"),
+        "scheduler/scheduler_config.json",
+        *("unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
+        *("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
+    ]
+    load(CARD, dtype="float32", weights=weights)
+
+
+@pytest.mark.parametrize("part", PARTS[:3])
+def test_a_flipped_bit_is_named(weights: Path, part: str) -> None:
+    write_sums(weights)
+    path = weights / part / "diffusion_pytorch_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+    assert f"{part}/{path.name} is damaged" in refused(weights)
+
+
+def test_weights_without_a_sum(weights: Path) -> None:
+    write_sums(weights)
+    lines = (weights / SUMS).read_text().splitlines(keepends=True)
+    (weights / SUMS).write_text("".join(line for line in lines if "vae/diffusion" not in line))
+    assert "vae/diffusion_pytorch_model.safetensors is not listed" in refused(weights)
+
+
+def test_damaged_sums(weights: Path) -> None:
+    (weights / SUMS).write_text("nonsense\n")
+    assert f"{SUMS} is damaged" in refused(weights)
+
+
+QUIET = """
+from diffusers.utils import logging as diffusers
+from transformers.utils import logging as transformers
+before = [(m.get_verbosity(), m.is_progress_bar_enabled()) for m in (diffusers, transformers)]
+from hirescli.models.load import load
+from hirescli.models.registry import find_card
+load(find_card("builtin"), dtype="float32")
+after = [(m.get_verbosity(), m.is_progress_bar_enabled()) for m in (diffusers, transformers)]
+assert before == after, (before, after)
+"""
+
+
+def test_loading_prints_nothing_and_leaves_the_libraries_as_they_were() -> None:
+    done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
