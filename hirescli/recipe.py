@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,8 +23,8 @@ from hirescli.errors import ConfigError, RequestError
 from hirescli.units import parse_size
 
 Strength = Annotated[float, Field(gt=0, le=1)]
-# Set by a run, not chosen by anybody: it takes no part in the hash and is never read back.
-CONSEQUENCES = frozenset({"truncated_to_tokens"})
+# Set by a run, not chosen by anybody: they take no part in the hash and are never read back.
+CONSEQUENCES = frozenset({"truncated_to_tokens", "negative_truncated_to_tokens"})
 _ALLOWED_CONTROLS = "\t\n\r"
 
 
@@ -54,6 +55,8 @@ class Recipe(BaseModel):
     dtype: Literal["float32", "bfloat16"] | None = None
     # Band height of encoding and decoding, in latent rows: rounding depends on it.
     rows: int | None = Field(None, ge=1, le=4096)
+    # Threads of computing: the order of sums, and so rounding, depends on them.
+    threads: int | None = Field(None, ge=1, le=1024)
     format: Literal["tiff", "png", "jpeg"] = "tiff"
     tile_px: int = Field(512, ge=64, le=4096, multiple_of=16)
     compression: Literal["deflate", "lzw", "jpeg", "none"] = "deflate"
@@ -61,6 +64,7 @@ class Recipe(BaseModel):
     dpi: float = Field(300, ge=1, le=10_000)
     metadata: bool = True
     truncated_to_tokens: int | None = Field(None, ge=1)
+    negative_truncated_to_tokens: int | None = Field(None, ge=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -151,7 +155,7 @@ def clean_prompt(text: str) -> str:
         ValueError: If it holds a control character (XMP cannot hold one) or broken Unicode.
     """
     for character in text:
-        if ord(character) < 32 and character not in _ALLOWED_CONTROLS:
+        if unicodedata.category(character) == "Cc" and character not in _ALLOWED_CONTROLS:
             raise ValueError(f"holds the control character U+{ord(character):04X}; remove it")
         if 0xD800 <= ord(character) <= 0xDFFF or character in "\ufffe\uffff":
             raise ValueError("is not valid UTF-8; check the encoding of the terminal or file")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hirescli.errors import ConfigError
-from hirescli.recipe import Recipe, fragment_faults, read_recipe_file
+from hirescli.recipe import CONSEQUENCES, Recipe, fragment_faults, read_recipe_file
 
 
 def recipe(**choices: Any) -> Recipe:
@@ -88,6 +88,10 @@ def test_prompts_are_cleaned(prompt: str, cleaned: str) -> None:
         (" \r\n\ufeff", "is empty"),
         ("a\0b", "U+0000"),
         ("a\x1b[2Jb", "U+001B"),
+        ("a\x7fb", "U+007F"),
+        ("a\x80b", "U+0080"),
+        ("a\x9b2Jb", "U+009B"),
+        ("a\x9fb", "U+009F"),
         ("a\udc80", "UTF-8"),
     ],
 )
@@ -122,13 +126,15 @@ def test_the_hash_sees_every_choice_but_no_consequence() -> None:
     assert len(one.hash) == 64
     assert one.hash != recipe(seed=1).hash
     assert one.hash != recipe(dpi=72).hash
-    assert one.hash == one.model_copy(update={"truncated_to_tokens": 48}).hash
+    assert one.hash != recipe(threads=2).hash
+    for key in CONSEQUENCES:
+        assert one.hash == one.model_copy(update={key: 48}).hash
 
 
 def test_the_hash_does_not_change_between_versions() -> None:
     # The same recipe must be found finished by a later version: a new field needs a new value
     # here, on purpose.
-    assert recipe().hash == "b5906f871c75e4944780d9e075dc5565ba1cc66ba60a2ee8125ac58fa002772a"
+    assert recipe().hash == "57bde82e358bdcf70b72fc92452fec7544a9896e0beae0fde94a293c758aec63"
 
 
 def test_a_consequence_is_shown_but_not_read_back() -> None:

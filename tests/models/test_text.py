@@ -33,16 +33,16 @@ def test_prompt_and_scale_word_fit(text: TextEncoder, words: list[str]) -> None:
     made = text.scaled(prompt, LONGEST)
     assert made.endswith(LONGEST)
     assert prompt.startswith(made.removesuffix(LONGEST))
-    assert text.token_count(made) <= TEXT_TOKENS
+    assert text.token_count(made) + 2 <= TEXT_TOKENS
 
 
 def test_short_prompt_is_kept_whole(text: TextEncoder) -> None:
     assert text.scaled("mountains at dusk", "") == "mountains at dusk"
-    assert text.token_count("mountains at dusk") == 5  # the two marks count
+    assert text.token_count("mountains at dusk") == 3  # the two marks do not count
 
 
 def test_prompt_is_cut_behind_its_last_token(text: TextEncoder) -> None:
-    fits = " ".join(["sea"] * (text.prompt_tokens - 2))
+    fits = " ".join(["sea"] * text.prompt_tokens)
     assert text.token_count(fits) == text.prompt_tokens
     assert text.scaled(fits, LONGEST) == fits + LONGEST
     assert text.scaled(fits + " storm", LONGEST) == fits + LONGEST
@@ -50,7 +50,16 @@ def test_prompt_is_cut_behind_its_last_token(text: TextEncoder) -> None:
 
 @pytest.mark.parametrize("word", [word for _, word in find_card("builtin").scale_words])
 def test_every_scale_word_of_the_card_fits(text: TextEncoder, word: str) -> None:
-    assert text.prompt_tokens + text.token_count(word) - 2 <= TEXT_TOKENS
+    assert text.prompt_tokens + text.token_count(word) <= TEXT_TOKENS - 2
+
+
+def test_a_negative_prompt_is_cut_where_it_is_said_to_be(text: TextEncoder) -> None:
+    fits = " ".join(["sea"] * text.negative_tokens)
+    shorter = fits.removesuffix(" sea")
+    with torch.no_grad():
+        cut, kept, other = text.encode([fits + " storm", fits, shorter])
+    assert torch.equal(cut, kept)
+    assert not torch.equal(other, kept)
 
 
 def test_states(text: TextEncoder) -> None:

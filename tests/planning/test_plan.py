@@ -13,7 +13,7 @@ from hirescli.events import Listener, RunStarted
 from hirescli.models.registry import cards, find_card
 from hirescli.planning.machine import Machine
 from hirescli.planning.plan import Plan, ValidatedPlan, make_plan
-from hirescli.recipe import Recipe
+from hirescli.recipe import CONSEQUENCES, Recipe
 
 CARD = find_card("builtin")
 MACHINE = Machine(cores=2, memory_bytes=16 * 10**9, disk_free_bytes=lambda _: 10**12)
@@ -45,7 +45,7 @@ def test_cores_change_the_time_only() -> None:
     recipe = Recipe.from_fragments({"prompt": "a mountain", "size": 2048})
     many = Machine(cores=8, memory_bytes=64 * 10**9)
     slow, fast = (make_plan(recipe, CARD, machine=machine) for machine in (MACHINE, many))
-    assert fast.recipe == slow.recipe
+    assert fast.recipe == slow.recipe.model_copy(update={"threads": 8})
     assert fast.peak_memory_bytes == slow.peak_memory_bytes
     assert fast.seconds == pytest.approx(slow.seconds / 4)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEXT_TOKENS = 48
+_MARKS = 2  # that the tokenizer puts around every text
 _SCALE_TOKENS = 3  # of the longest scale word, ", close view"
 
 
@@ -32,7 +33,7 @@ class TextEncoder:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, model_max_length=TEXT_TOKENS
         )
-        model = BertModel.from_pretrained(folder, local_files_only=True)
+        model = BertModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         # The Stable Diffusion pipelines pass the padding mask on only if the encoder asks for it.
         model.config.use_attention_mask = True
         return cls(tokenizer, model.eval())
@@ -50,22 +51,33 @@ class TextEncoder:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of a prompt that are read, its two marks included, besides the scale word."""
-        return TEXT_TOKENS - _SCALE_TOKENS
+        """Tokens of a prompt that are read besides the two marks and the scale word."""
+        return self.negative_tokens - _SCALE_TOKENS
+
+    @property
+    def negative_tokens(self) -> int:
+        """Tokens of a negative prompt that are read besides the two marks."""
+        return TEXT_TOKENS - _MARKS
 
     def token_count(self, text: str) -> int:
-        """Tokens of a text, its two marks included, uncut."""
+        """Tokens of a text, uncut, the two marks not counted."""
         return len(self._offsets(text))
 
     def scaled(self, prompt: str, scale_word: str) -> str:
         """The prompt, cut to what is read of it, with the word for the scale behind it."""
         offsets = self._offsets(prompt)
         if len(offsets) > self.prompt_tokens:
-            _, end = offsets[self.prompt_tokens - 2]  # the last token before the closing mark
+            _, end = offsets[self.prompt_tokens - 1]
             prompt = prompt[:end]
         return prompt + scale_word
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:
-        """Where each token begins and ends in the text; the two marks are (0, 0)."""
-        tokens = self.tokenizer(text, truncation=False, verbose=False, return_offsets_mapping=True)
+        """Where each token begins and ends in the text, without the two marks."""
+        tokens = self.tokenizer(
+            text,
+            truncation=False,
+            verbose=False,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+        )
         return list(tokens["offset_mapping"])
