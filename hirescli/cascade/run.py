@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from hirescli.cascade.stages import Stages
+from hirescli.errors import RequestError
 from hirescli.events import Event, Listener, RunDone, RunStarted, StageDone, StageStarted, Warned
-from hirescli.models.load import Model, load
+from hirescli.models.load import Model, load, quiet_libraries
 from hirescli.output.finalise import FinishedFile, finalise
 from hirescli.output.spool import Spool
 from hirescli.planning.machine import peak_rss_bytes
-from hirescli.runs.directory import RunDirectory
+from hirescli.runs.directory import RunDirectory, refuse_conflict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from hirescli.planning.plan import Plan, ValidatedPlan
     from hirescli.recipe import Recipe
+
+
+_LAST = "last"  # name of the spool that the output is made from
 
 
 @dataclass(frozen=True)
@@ -47,26 +51,60 @@ class Result:
 def run(plans: Sequence[ValidatedPlan], listener: Listener | None = None) -> list[Result]:
     """Make the images of validated plans, in order, loading the model once.
 
-    All run directories are locked before anything is loaded, so a request that cannot be run
-    fails early; an image that fails leaves the finished ones and its own spool.
+    Conflicts of all images are refused before anything is made. Each image then has its run
+    directory, and the disk for its last spool, at its own turn: the first before the model is
+    loaded. One that fails leaves the finished ones and its spool; an interrupted one leaves no
+    spool, since nothing goes on from it. The number of torch's threads is set for each image
+    and is afterwards what it was.
 
     Raises:
-        RequestError: If a run directory was left by another recipe.
-        RunError: If another process works on an output, the disk is full, or weights fail.
+        RequestError: If a run directory was left by another recipe, or two outputs are one.
+        RunError: If another process works on an output, the disk is full, weights fail, or a
+            file of the output's name appeared during the run without leave to replace it.
     """
     tell = listener or _ignore
-    with ExitStack() as stack:
-        directories = [stack.enter_context(_directory(validated)) for validated in plans]
-        models: dict[tuple[str, str], Model] = {}
-        results = []
-        for validated, directory in zip(plans, directories, strict=True):
-            model = _model(validated.plan, models)
-            results.append(_make(validated, directory, model, tell))
-        return results
+    _refuse_conflicts(plans)
+    models: dict[tuple[str, str], Model] = {}
+    with quiet_libraries():
+        return [_image(validated, models, tell) for validated in plans]
 
 
 def _ignore(_: Event) -> None:
     pass
+
+
+def _refuse_conflicts(plans: Sequence[ValidatedPlan]) -> None:
+    outputs = [validated.output for validated in plans]
+    for validated in plans:
+        if outputs.count(validated.output) > 1:
+            raise RequestError(f"two images would be {validated.output}; name each differently")
+        refuse_conflict(validated.output, validated.plan.recipe)
+
+
+def _image(
+    validated: ValidatedPlan, models: dict[tuple[str, str], Model], tell: Listener
+) -> Result:
+    threads = validated.plan.recipe.threads
+    assert threads is not None, "the recipe is not resolved"
+    with _directory(validated) as directory, _torch_threads(threads):
+        try:
+            _reserve(validated.plan, directory)
+            return _make(validated, directory, _model(validated.plan, models), tell)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # a signal; after a failure rows may be of use
+                directory.drop_spools()
+            raise
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Compute with that many threads: sums are split among them, and so they set rounding."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _directory(validated: ValidatedPlan) -> RunDirectory:
@@ -91,7 +129,13 @@ def _make(
     recipe = _with_truncation(plan.recipe, model, tell)
     noise = torch.Generator("cpu").manual_seed(recipe.seed)
     last_spool = _cascade(plan, directory, Stages(model, recipe, noise, tell), tell)
-    file = finalise(last_spool, validated.output, recipe=recipe, listener=tell)
+    file = finalise(
+        last_spool,
+        validated.output,
+        recipe=recipe,
+        overwrite=validated.overwrite,
+        listener=tell,
+    )
     directory.remove()
     return _result(file, recipe, time.monotonic() - began, tell)
 
@@ -99,8 +143,6 @@ def _make(
 def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener) -> Path:
     """Run all stages; returns the 8-bit spool of the last one."""
     *_, last = plan.stages
-    last_spool = directory.spool("last")
-    _preallocate(last_spool, last.width_px, last.height_px)
     previous: Path | None = None
     for stage in plan.stages:
         began = time.monotonic()
@@ -111,27 +153,40 @@ def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener
         else:
             latents = stages.upscale(stage, stages.encode(previous, stage))
             previous.unlink()
-        previous = last_spool if stage is last else directory.spool(stage.index)
-        stages.decode(latents, stage, previous, bits=8 if stage is last else 16)
+        if stage is last:
+            spool = Spool.open(directory.spool(_LAST), writable=True)
+        else:
+            path = directory.spool(stage.index)
+            spool = Spool.create(path, width_px=size_px[0], height_px=size_px[1], bits=16)
+        with spool:
+            stages.decode(latents, stage, spool)
+        previous = spool.path
         tell(StageDone(stage.index, time.monotonic() - began))
-    return last_spool
+    assert previous is not None, "a plan has stages"
+    return previous
 
 
-def _preallocate(path: Path, width_px: int, height_px: int) -> None:
+def _reserve(plan: Plan, directory: RunDirectory) -> None:
     """Take the room of the last spool now: a full disk is found before hours of work."""
-    with Spool.create(path, width_px=width_px, height_px=height_px, bits=8):
-        pass
+    *_, last = plan.stages
+    path = directory.spool(_LAST)
+    Spool.create(path, width_px=last.width_px, height_px=last.height_px, bits=8).close()
 
 
 def _with_truncation(recipe: Recipe, model: Model, tell: Listener) -> Recipe:
-    """The recipe with the number of tokens that were kept, where the prompt was too long."""
-    tokens = model.text.token_count(recipe.prompt)
-    room = model.text.prompt_tokens
-    if tokens <= room:
-        return recipe
-    name = model.card.name
-    tell(Warned(f"the prompt has {tokens} tokens; model `{name}` reads the first {room}"))
-    return recipe.model_copy(update={"truncated_to_tokens": room})
+    """The recipe with the numbers of tokens that were kept, where a text was too long."""
+    prompt, negative = recipe.prompt, recipe.negative_prompt
+    text, kept = model.text, {}
+    for what, words, room, key in (
+        ("prompt", prompt, text.prompt_tokens, "truncated_to_tokens"),
+        ("negative prompt", negative, text.negative_tokens, "negative_truncated_to_tokens"),
+    ):
+        tokens = text.token_count(words)
+        if tokens > room:
+            name = model.card.name
+            tell(Warned(f"the {what} has {tokens} tokens; model `{name}` reads the first {room}"))
+            kept[key] = room
+    return recipe.model_copy(update=kept)
 
 
 def _result(file: FinishedFile, recipe: Recipe, seconds: float, tell: Listener) -> Result:

@@ -14,7 +14,7 @@ from hirescli.cascade.pipelines import image_to_image, text_to_image
 from hirescli.errors import RunError
 from hirescli.events import Listener, RowsDecoded, RowsEncoded, StepDone
 from hirescli.output.resize import resized_rows
-from hirescli.output.spool import Spool, quantise
+from hirescli.output.spool import NotFiniteError, Spool, quantise
 from hirescli.planning.cascade import schedule_steps
 from hirescli.vae.rows import decode_rows, encode_rows
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hirescli.models.load import Model
-    from hirescli.output.spool import Bits
     from hirescli.planning.cascade import Stage
     from hirescli.recipe import Recipe
 
@@ -74,15 +73,16 @@ class Stages:
         made = anchor_colours(made.float(), encoded, deviation=anchor == "moments")
         return self._checked(made, stage)
 
-    def decode(self, latents: Tensor, stage: Stage, path: Path, *, bits: Bits) -> None:
-        """Decode latents into a new spool at `path`, row by row."""
-        width_px, height_px = stage.width_px, stage.height_px
-        with Spool.create(path, width_px=width_px, height_px=height_px, bits=bits) as spool:
-            for y, rows in decode_rows(self.model.autoencoder, latents, rows=self._rows):
+    def decode(self, latents: Tensor, stage: Stage, spool: Spool) -> None:
+        """Decode latents into a writable spool of the stage's size, row by row."""
+        for y, rows in decode_rows(self.model.autoencoder, latents, rows=self._rows):
+            try:
                 spool.write_rows(y, quantise(rows, spool.bits))
-                done = y + len(rows)
-                self.listener(RowsDecoded(stage.index, done, stage.height_px))
-            spool.flush()
+            except NotFiniteError as error:
+                raise RunError(f"{self._named(stage)} gave {error}; {self._advice}") from error
+            done = y + len(rows)
+            self.listener(RowsDecoded(stage.index, done, stage.height_px))
+        spool.flush()
 
     def encode(self, path: Path, stage: Stage) -> Tensor:
         """Latents (1, C, h, w), float32, of the spool at `path`, enlarged to the stage's size."""
@@ -136,7 +136,15 @@ class Stages:
     def _checked(self, latents: Tensor, stage: Stage) -> Tensor:
         if not bool(torch.isfinite(latents).all()):
             raise RunError(
-                f"stage {stage.index + 1} ({stage.width_px}x{stage.height_px} px) gave latents "
-                "that are not finite; try --dtype float32 or a lower --guidance-scale"
+                f"{self._named(stage)} gave latents that are not finite; {self._advice}"
             )
         return latents.float()
+
+    def _named(self, stage: Stage) -> str:
+        return f"stage {stage.index + 1} ({stage.width_px}x{stage.height_px} px)"
+
+    @property
+    def _advice(self) -> str:
+        if self.recipe.dtype == "float32":
+            return "try a lower --guidance-scale or another --seed"
+        return "try --dtype float32 or a lower --guidance-scale"

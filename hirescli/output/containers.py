@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 PNG_START = b"\x89PNG\r\n\x1a\n"
 JPEG_START = b"\xff\xd8\xff"
 _PNG_INSERT_AT = len(PNG_START) + 25  # after IHDR: 8 bytes of head, 13 of data, 4 of checksum
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
+_SEARCHED_BYTES = 2**20
 _SEGMENT_LIMIT = 65_533  # the 2-byte length of a segment counts itself
 _COMMENT_MARK = "hires_comment"
 _TEXT_LIMIT_BYTES = 16 * 2**20
@@ -96,7 +96,6 @@ def read_png(path: Path) -> tuple[int, int, list[str]]:
         RequestError: If the file is truncated or damaged.
     """
     with path.open("rb") as file:
-        _check_end(file, path, _PNG_END)
         file.seek(len(PNG_START))
         chunks = _png_walk(file)
         name, header = next(chunks, (b"", b""))
@@ -116,13 +115,13 @@ def read_jpeg(path: Path) -> tuple[int, int, list[str]]:
     size: tuple[int, int] | None = None
     comments: list[bytes] = []
     with path.open("rb") as file:
-        _check_end(file, path, _JPEG_END)
         file.seek(2)
         for marker, body in _jpeg_walk(file):
             if marker in _FRAMES and len(body) >= 5:
                 size = (int.from_bytes(body[3:5]), int.from_bytes(body[1:3]))
             elif marker == 0xFE:
                 comments.append(body)
+        _check_jpeg_end(file, path)
     if size is None:
         raise RequestError(f"{path} is damaged: it has no JPEG frame header")
     return *size, _joined(comments)
@@ -159,16 +158,20 @@ def _png_chunk(name: bytes, body: bytes) -> bytes:
 
 
 def _png_walk(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Names and bodies of the header and text chunks; pixel data is jumped over."""
-    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+    """Names and bodies of the header and text chunks; pixel data is jumped over.
+
+    It ends at the end mark, whatever other programs have put behind it.
+    """
+    while (head := _whole(file, 8))[4:] != b"IEND":
         length, name = int.from_bytes(head[:4]), head[4:]
         if name not in (b"IHDR", b"iTXt", b"tEXt") or length > _TEXT_LIMIT_BYTES:
             file.seek(length + 4, 1)
             continue
-        body = file.read(length)
-        if file.read(4) != zlib.crc32(name + body).to_bytes(4):
+        body = _whole(file, length)
+        if _whole(file, 4) != zlib.crc32(name + body).to_bytes(4):
             raise RequestError(f"{file.name} is damaged: wrong checksum of a PNG chunk")
         yield name, body
+    _whole(file, 4)
 
 
 def _png_text(name: bytes, body: bytes) -> str:
@@ -229,8 +232,31 @@ def _jpeg_walk(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         yield head[1], body
 
 
-def _check_end(file: BinaryIO, path: Path, end: bytes) -> None:
-    size = file.seek(0, 2)
-    file.seek(max(size - len(end), 0))
-    if file.read() != end:
-        raise RequestError(f"{path} is truncated ({size} bytes); take a whole copy")
+def _check_jpeg_end(file: BinaryIO, path: Path) -> None:
+    """Look for the end mark: as the last bytes, or from here, where the scan begins, on.
+
+    Pixels hold no such bytes (T.81, B.1.1.5); cameras put videos and other pictures behind it.
+    """
+    here = file.tell()
+    file.seek(max(file.seek(0, 2) - len(_JPEG_END), 0))
+    if file.read() == _JPEG_END:
+        return
+    file.seek(here)
+    before = b""
+    while part := file.read(_SEARCHED_BYTES):
+        if _JPEG_END in before + part:
+            return
+        before = part[-1:]
+    raise _truncated(path)
+
+
+def _whole(file: BinaryIO, count: int) -> bytes:
+    data = file.read(count)
+    if len(data) < count:
+        raise _truncated(Path(file.name))
+    return data
+
+
+def _truncated(path: Path) -> RequestError:
+    size = path.stat().st_size
+    return RequestError(f"{path} is truncated ({size} bytes); take a whole copy")

@@ -48,21 +48,25 @@ class FinishedFile:
 
 
 def finalise(
-    spool_path: Path, output: Path, *, recipe: Recipe, listener: Listener | None = None
+    spool_path: Path,
+    output: Path,
+    *,
+    recipe: Recipe,
+    overwrite: bool = False,
+    listener: Listener | None = None,
 ) -> FinishedFile:
     """Make the output from a complete 8-bit spool. The spool stays.
-
-    An existing output is replaced: whether it may be is asked before a run, not after.
 
     Args:
         spool_path: A spool of `Spool.create` with 8 bits.
         output: The final name; its bytes depend on the spool and the recipe only.
         recipe: Says format, tiles, compression, quality, dpi and what is embedded.
+        overwrite: Whether an existing output is replaced.
         listener: Hears `Finalising` and `FileWritten`.
 
     Raises:
-        RunError: If the disk is full or libvips fails. Nothing stands under the final name
-            then that did not stand there before, and OUTPUT.partial is gone.
+        RunError: If the disk is full, libvips fails or the output exists. Nothing stands under
+            the final name then that did not stand there before, and OUTPUT.partial is gone.
     """
     import pyvips
 
@@ -74,7 +78,7 @@ def finalise(
     try:
         _write(spool_path, partial, recipe)
         file_bytes, sha256 = _settle(partial)
-        os.replace(partial, output)
+        _name(partial, output, spool_path, overwrite=overwrite)
         _sync_folder(output.parent)
     except (OSError, pyvips.Error) as error:
         raise _failed(output, spool_path, error) from error
@@ -156,9 +160,27 @@ def _settle(partial: Path) -> tuple[int, str]:
         return os.fstat(file.fileno()).st_size, sha256
 
 
+def _name(partial: Path, output: Path, spool_path: Path, *, overwrite: bool) -> None:
+    """Give the whole file its name, atomically; without `overwrite` only if the name is free."""
+    if not overwrite:
+        try:
+            os.link(partial, output)  # unlike renaming, it never replaces
+        except OSError as error:
+            # Also where a file system has no hard links, or the name is a link to nothing.
+            if output.exists():
+                raise RunError(
+                    f"output {output} appeared during the run and is not replaced; move it away"
+                    f" or use --overwrite, and run again; the picture is still in {spool_path}"
+                ) from error
+        else:
+            partial.unlink()
+            return
+    os.replace(partial, output)
+
+
 def _discard(partial: Path) -> None:
     """Remove what there is, and free its disk even while libvips still holds it open."""
-    if partial.exists():
+    if partial.exists() and partial.stat().st_nlink == 1:  # not if it is the output already
         with contextlib.suppress(OSError):
             os.truncate(partial, 0)
     partial.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import logging
@@ -117,7 +118,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         RequestError: If the file is missing, damaged, or holds no recipe of ours.
     """
-    if not _is_image(_head(path)):
+    head = _head(path)
+    if not _is_image(head):
+        if not _may_be_json(head):
+            raise _unknown(path)
         return read_recipe_file(path)
     recipe = inspect(path).recipe
     if recipe is None:
@@ -146,7 +150,16 @@ def inspect(path: Path) -> ImageFacts:
         raise
     except Exception as error:  # damaged files: tifffile raises errors of many kinds
         raise RequestError(f"{path} is damaged ({error}); take an undamaged copy") from error
-    raise RequestError(f"{path} is no TIFF, PNG or JPEG; give a file that hires made")
+    raise _unknown(path)
+
+
+def _unknown(path: Path) -> RequestError:
+    return RequestError(f"{path} is no TIFF, PNG, JPEG or recipe; give a file that hires made")
+
+
+def _may_be_json(head: bytes) -> bool:
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    return not text or text.startswith(b"{")
 
 
 def _is_image(head: bytes) -> bool:

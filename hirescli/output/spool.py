@@ -29,6 +29,10 @@ _ZERO_CHUNK_BYTES = 8 * 2**20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+class NotFiniteError(RunError):
+    """A picture has values that are no numbers."""
+
+
 class Spool:
     """Full-width RGB rows of 8 or 16 bits on disk, written and read in any order.
 
@@ -83,8 +87,8 @@ class Spool:
         )
 
     @classmethod
-    def open(cls, path: Path) -> Spool:
-        """Open a spool that `create` made.
+    def open(cls, path: Path, *, writable: bool = False) -> Spool:
+        """Open a spool that `create` made, for reading or for writing too.
 
         Raises:
             RunError: If the file is missing, no spool, or shorter than its header says.
@@ -97,7 +101,8 @@ class Spool:
                 f"spool {path} is truncated: {found_bytes} bytes of {needed_bytes};"
                 " remove it and start again"
             )
-        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        access = os.O_RDWR if writable else os.O_RDONLY
+        descriptor = os.open(path, access | getattr(os, "O_BINARY", 0))
         return cls(
             path, descriptor, width_px=width_px, height_px=height_px, bits=bits, offset=offset
         )
@@ -190,14 +195,14 @@ def quantise(rows: NDArray[np.floating[Any]], bits: Bits) -> NDArray[Any]:
         The same shape, uint8 or uint16.
 
     Raises:
-        RunError: If a value is NaN or infinite; a black picture would hide it.
+        NotFiniteError: If a value is NaN or infinite; a black picture would hide it.
     """
     import numpy as np
 
     top = 2**bits - 1
     levels: NDArray[np.float32] = np.multiply(rows, np.float32(top), dtype=np.float32)
     if not np.isfinite(levels).all():
-        raise RunError("decoded rows hold NaN or infinity; try --dtype float32")
+        raise NotFiniteError("rows that hold NaN or infinity")
     np.clip(levels, 0, top, out=levels)
     np.rint(levels, out=levels)
     return levels.astype(np.uint8 if bits == 8 else np.uint16)

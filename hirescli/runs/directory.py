@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from hirescli.errors import ConfigError, RequestError, RunError
+from hirescli.errors import ConfigError, HiresError, RequestError, RunError
 from hirescli.output.finalise import partial_path
 from hirescli.output.metadata import inspect
 from hirescli.recipe import CONSEQUENCES, Recipe, read_recipe_file
@@ -70,6 +70,10 @@ class RunDirectory:
         stem = f"stage-{name}" if isinstance(name, int) else name
         return self.path / f"{stem}{_SPOOL_SUFFIX}"
 
+    def drop_spools(self) -> None:
+        """Free the disk of the run; recipe and plan stay."""
+        self._clear()
+
     def remove(self) -> None:
         """Remove what the run made, after success. Files of others stay, and so the folder."""
         self._clear()
@@ -96,15 +100,8 @@ class RunDirectory:
 
     def _take_over(self, recipe: Recipe, *, restart: bool) -> None:
         """Check what an earlier run left, and remove its spools: they begin anew."""
-        left = self.path / _RECIPE
-        if left.exists() and not restart:
-            keys = _differing_keys(left, recipe)
-            if keys:
-                raise RequestError(
-                    f"{self.path} is left from a run with another recipe (differs in"
-                    f" {', '.join(keys)}); give the same choices, --restart to start over,"
-                    " or another name with -o"
-                )
+        if not restart:
+            _refuse_other_recipe(self.path, recipe)
         self._clear()
 
     def _clear(self) -> None:
@@ -115,6 +112,31 @@ class RunDirectory:
 def run_path(output: Path) -> Path:
     """The run directory of an output."""
     return output.with_name(output.name + ".run")
+
+
+def refuse_conflict(output: Path, recipe: Recipe) -> None:
+    """Refuse what `RunDirectory` would refuse, without making anything.
+
+    Raises:
+        RunError, RequestError: As `RunDirectory`.
+    """
+    path = run_path(output)
+    if not path.exists():
+        return
+    _refuse_foreign(path)
+    if (path / _LOCK).exists():
+        _locked(path, output).release()
+    _refuse_other_recipe(path, recipe)
+
+
+def clear_finished(output: Path, recipe: Recipe) -> None:
+    """Remove what a killed run of this recipe left beside its output, which is `finished`.
+
+    A directory of another recipe, or one that another process works in, stays.
+    """
+    if run_path(output).exists():
+        with contextlib.suppress(HiresError), RunDirectory(output, recipe=recipe) as left:
+            left.remove()
 
 
 def finished(output: Path, recipe: Recipe) -> bool:
@@ -160,12 +182,29 @@ def _locked(path: Path, output: Path) -> FileLock:
 def _make(path: Path) -> None:
     try:
         path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make {path}: {error.strerror or error}") from error
+    _refuse_foreign(path)
+
+
+def _refuse_foreign(path: Path) -> None:
+    try:
         names = [entry.name for entry in path.iterdir()]
     except OSError as error:
         raise RunError(f"cannot make {path}: {error.strerror or error}") from error
     if names and not _is_run(names):
         raise RequestError(
             f"{path} exists and is no run directory; move it away, or choose another name with -o"
+        )
+
+
+def _refuse_other_recipe(path: Path, recipe: Recipe) -> None:
+    left = path / _RECIPE
+    keys = _differing_keys(left, recipe) if left.exists() else []
+    if keys:
+        raise RequestError(
+            f"{path} is left from a run with another recipe (differs in {', '.join(keys)});"
+            " give the same choices, --restart to start over, or another name with -o"
         )
 
 

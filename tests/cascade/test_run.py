@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tifffile
@@ -21,14 +26,18 @@ from hirescli.events import (
     RowsDecoded,
     RowsEncoded,
     RunDone,
+    RunStarted,
     StageStarted,
     StepDone,
     Warned,
 )
 from hirescli.models.load import Model
+from hirescli.output.spool import Spool
 from hirescli.planning.machine import Machine
+from hirescli.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 
 
 def recipe(px: int = 128, **choices: object) -> hirescli.Recipe:
@@ -119,11 +128,16 @@ def test_band_height_changes_the_picture_by_rounding_only(tmp_path: Path) -> Non
 
 def test_long_prompt_is_cut_and_said(tmp_path: Path) -> None:
     events: list[Event] = []
-    long = recipe(prompt="sea " * 10_000, steps=1)
+    long = recipe(prompt="sea " * 10_000, negative_prompt="fog " * 47, steps=1)
     result = hirescli.generate(long, tmp_path / "out.tif", listener=events.append)
-    assert result.recipe.truncated_to_tokens == 45
+    assert result.recipe.truncated_to_tokens == 43
+    assert result.recipe.negative_truncated_to_tokens == 46
     said = [event.message for event in events if isinstance(event, Warned)]
-    assert any("10002 tokens" in message and "first 45" in message for message in said)
+    assert [message.partition(";")[0] for message in said] == [
+        "the prompt has 10000 tokens",
+        "the negative prompt has 47 tokens",
+    ]
+    assert [message[-8:] for message in said] == ["first 43", "first 46"]
 
 
 def test_weights_that_are_not_numbers(model: Model) -> None:
@@ -136,8 +150,25 @@ def test_weights_that_are_not_numbers(model: Model) -> None:
     with pytest.raises(RunError, match=r"stage 1 \(128x128 px\)"):
         stages.base(base)
     encoded = torch.zeros(1, 16, 32, 32)
-    with pytest.raises(RunError, match=r"stage 2 \(256x256 px\).*--dtype float32"):
+    with pytest.raises(RunError, match=r"stage 2 \(256x256 px\).*--guidance-scale") as caught:
         stages.upscale(upscale, encoded)
+    assert "--dtype" not in str(caught.value)  # it is float32 already
+    halved = replace(stages, recipe=plan.recipe.model_copy(update={"dtype": "bfloat16"}))
+    with pytest.raises(RunError, match="--dtype float32"):
+        halved.upscale(upscale, encoded)
+
+
+def test_decoded_rows_that_are_not_numbers(model: Model, tmp_path: Path) -> None:
+    plan = hirescli.plan(recipe())
+    stages = Stages(model, plan.recipe, torch.Generator().manual_seed(0), lambda _: None)
+    (base,) = plan.stages
+    latents = torch.full((1, 16, 16, 16), float("nan"))
+    with (
+        Spool.create(tmp_path / "spool", width_px=128, height_px=128) as spool,
+        pytest.raises(RunError, match=r"stage 1 .*NaN or infinity; try a lower") as caught,
+    ):
+        stages.decode(latents, base, spool)
+    assert "--dtype" not in str(caught.value)
 
 
 def test_schedule_longer_than_the_model_has_is_refused(tmp_path: Path) -> None:
@@ -150,3 +181,100 @@ def test_schedule_longer_than_the_model_has_is_refused(tmp_path: Path) -> None:
 def test_bfloat16_gives_a_picture(tmp_path: Path) -> None:
     result = hirescli.generate(recipe(dtype="bfloat16"), tmp_path / "out.tif")
     assert tifffile.imread(result.path).std() > 1
+
+
+def child(folder: Path, *words: object, **environment: str) -> dict[str, Any]:
+    """The result of `hires generate --json` in a process of its own."""
+    command = [sys.executable, "-m", "hirescli", "generate", "--prompt", "a lake", "--json"]
+    done = subprocess.run(
+        [*command, *map(str, words)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["images"][0]
+    return result
+
+
+def test_threads_of_the_environment_change_no_byte(tmp_path: Path) -> None:
+    made = [
+        child(tmp_path, "--steps", 2, "--overwrite", "-o", "out.tif", OMP_NUM_THREADS=count)
+        for count in ("1", "2")
+    ]
+    assert made[0]["sha256"] == made[1]["sha256"]
+
+
+def test_threads_are_those_of_the_recipe_and_set_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    seen: set[int] = set()
+    wanted = recipe(threads=before + 1, steps=1)
+    result = hirescli.generate(
+        wanted, tmp_path / "out.tif", listener=lambda _: seen.add(torch.get_num_threads())
+    )
+    assert seen == {before + 1} == {result.recipe.threads}
+    assert torch.get_num_threads() == before
+
+
+def test_an_interrupted_image_leaves_recipe_and_plan_and_later_ones_nothing(
+    tmp_path: Path,
+) -> None:
+    machine, threads = Machine.detect(), torch.get_num_threads()
+    plans = [
+        hirescli.plan(recipe(seed=seed)).validate(machine, tmp_path / f"{seed}.tif")
+        for seed in (1, 2, 3)
+    ]
+    spool = tmp_path / "1.tif.run" / "last.spool.tif"
+    seen: list[int] = []
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            seen.append(spool.stat().st_blocks * 512)
+        if isinstance(event, StepDone):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plans, interrupt)
+    assert seen[0] >= 128 * 128 * 3  # reserved before the first step
+    assert [path.name for path in tmp_path.iterdir()] == ["1.tif.run"]
+    left = {path.name for path in spool.parent.iterdir()}
+    assert left - {"lock"} == {"recipe.json", "plan.json"}
+    assert torch.get_num_threads() == threads
+
+
+def test_conflicts_of_all_images_are_refused_before_the_first(tmp_path: Path) -> None:
+    machine, events = Machine.detect(), list[Event]()
+    RunDirectory(tmp_path / "2.tif", recipe=recipe(seed=9)).release()
+    plans = [
+        hirescli.plan(recipe(seed=seed)).validate(machine, tmp_path / f"{seed}.tif")
+        for seed in (1, 2)
+    ]
+    with pytest.raises(RequestError, match=r"2\.tif\.run is left"):
+        run(plans, events.append)
+    with pytest.raises(RequestError, match="two images"):
+        run([plans[0], plans[0]], events.append)
+    assert [path.name for path in tmp_path.iterdir()] == ["2.tif.run"]
+    assert events == []
+
+
+def test_an_output_that_appears_during_the_run_stays(tmp_path: Path) -> None:
+    output = tmp_path / "out.png"
+
+    def appear(event: Event) -> None:
+        if isinstance(event, StepDone):
+            output.write_text("of somebody else")
+
+    with pytest.raises(RunError, match="appeared during the run"):
+        hirescli.generate(recipe(steps=1), output, listener=appear)
+    assert output.read_text() == "of somebody else"
+    with Spool.open(tmp_path / "out.png.run" / "last.spool.tif") as spool:
+        assert spool.read_rows(0, 128).std() > 1
+
+
+@pytest.mark.parametrize("px", [128, 512])
+def test_memory_is_what_the_plan_says(tmp_path: Path, px: int) -> None:
+    made = child(tmp_path, "--size", px, "--steps", 2, "--upscale-steps", 1, "-o", "out.tif")
+    planned_bytes = hirescli.plan(hirescli.Recipe.from_fragments(made["recipe"])).store_bytes
+    measured_bytes = made["peak_rss_bytes"]
+    assert measured_bytes <= planned_bytes["host"] <= 1.6 * measured_bytes

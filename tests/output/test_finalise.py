@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -19,6 +20,7 @@ from PIL import Image
 from hirescli.errors import RunError
 from hirescli.events import Event, FileWritten, Finalising
 from hirescli.output.finalise import FinishedFile, finalise, partial_path
+from hirescli.output.spool import Spool
 
 WIDTH_PX, HEIGHT_PX = 712, 504  # no multiples of a tile, on purpose
 NAMES = {"tiff": "out.tif", "png": "out.png", "jpeg": "out.jpg"}
@@ -29,7 +31,7 @@ def finish(folder: Path, **choices: Any) -> FinishedFile:
     if not spool.exists():
         write_spool(spool, picture(WIDTH_PX, HEIGHT_PX))
     wanted = recipe(WIDTH_PX, HEIGHT_PX, tile_px=128, **choices)
-    return finalise(spool, folder / NAMES[wanted.format], recipe=wanted)
+    return finalise(spool, folder / NAMES[wanted.format], recipe=wanted, overwrite=True)
 
 
 @pytest.mark.parametrize("compression", ["deflate", "lzw", "none"])
@@ -221,3 +223,41 @@ def test_an_interrupt_is_answered_at_once(tmp_path: Path, kind: str) -> None:
     assert "KeyboardInterrupt" in err
     assert child.returncode != 0
     assert [path.name for path in tmp_path.iterdir()] == ["spool.tif"]
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    path = tmp_path / "spool.tif"
+    with Spool.create(path, width_px=64, height_px=64) as made:
+        made.write_rows(0, np.full((64, 64, 3), 99, dtype=np.uint8))
+    return path
+
+
+def no_links(*_: object, **__: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_an_output_that_appeared_is_not_replaced(
+    tmp_path: Path, spool: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not links:  # as on file systems without them
+        monkeypatch.setattr(os, "link", no_links)
+    output, wanted = tmp_path / "out.png", recipe(64, 64, format="png")
+    output.write_text("of somebody else")
+    with pytest.raises(RunError, match=r"out\.png appeared during the run.*--overwrite"):
+        finalise(spool, output, recipe=wanted)
+    assert output.read_text() == "of somebody else"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.png", "spool.tif"]
+    replaced = finalise(spool, output, recipe=wanted, overwrite=True)
+    output.unlink()
+    assert finalise(spool, output, recipe=wanted).sha256 == replaced.sha256
+    assert output.stat().st_nlink == 1
+    assert output.stat().st_size == replaced.bytes
+
+
+def test_a_link_to_nothing_in_the_place_of_the_output(tmp_path: Path, spool: Path) -> None:
+    output = tmp_path / "out.png"
+    output.symlink_to(tmp_path / "nowhere")
+    finalise(spool, output, recipe=recipe(64, 64, format="png"))
+    assert output.is_file()

@@ -145,6 +145,31 @@ def test_no_picture_and_no_recipe_is_refused_by_name(tmp_path: Path, content: by
         inspect(path)
 
 
+@pytest.mark.parametrize("content", [b"RIFF\x10\0\0\0WEBPVP8 ", b"GIF89a", b"a letter"])
+def test_an_unknown_kind_of_file_is_called_so(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "thing.webp"
+    path.write_bytes(content)
+    for read in (read_recipe, inspect):
+        with pytest.raises(RequestError, match=r"thing\.webp is no TIFF, PNG, JPEG or recipe"):
+            read(path)
+
+
+@pytest.mark.parametrize("trailer", [b"\0", b"a video" * 2000, b"\xff" * 2**20])
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_bytes_behind_the_end_are_no_truncation(
+    tmp_path: Path, suffix: str, trailer: bytes
+) -> None:
+    path = tmp_path / f"foreign{suffix}"
+    Image.fromarray(picture(60, 40)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + trailer)
+    facts = inspect(path)
+    assert (facts.width_px, facts.height_px) == (60, 40)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(RequestError, match="truncated"):
+        inspect(path)
+
+
 def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.tif", tmp_path):
         with pytest.raises(RequestError, match=path.name):

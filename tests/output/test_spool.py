@@ -77,6 +77,18 @@ def test_a_damaged_spool_is_named(tmp_path: Path, damage: str) -> None:
         Spool.open(path)
 
 
+def test_a_spool_is_written_on_only_where_asked(tmp_path: Path) -> None:
+    path, rows = tmp_path / "spool.tif", noise(5, 4, 8)
+    Spool.create(path, width_px=5, height_px=4).close()
+    with Spool.open(path) as spool, pytest.raises(RunError):
+        spool.write_rows(0, rows)
+    before = path.stat()
+    with Spool.open(path, writable=True) as spool:
+        spool.write_rows(0, rows)
+        assert (spool.read_rows(0, 4) == rows).all()
+    assert (path.stat().st_ino, path.stat().st_size) == (before.st_ino, before.st_size)
+
+
 def test_a_full_disk_is_found_before_the_first_row(small_disk: Path) -> None:
     path = small_disk / "spool.tif"
     with pytest.raises(RunError, match=r"disk full.*50\.3 MB.*free.*-o"):

@@ -16,7 +16,13 @@ from hirescli.errors import RequestError, RunError
 from hirescli.output.finalise import finalise
 from hirescli.output.spool import Spool
 from hirescli.recipe import Recipe
-from hirescli.runs.directory import RunDirectory, finished, run_path
+from hirescli.runs.directory import (
+    RunDirectory,
+    clear_finished,
+    finished,
+    refuse_conflict,
+    run_path,
+)
 
 
 def recipe(**choices: Any) -> Recipe:
@@ -153,3 +159,44 @@ def test_what_the_run_found_out_does_not_make_another_recipe(tmp_path: Path) -> 
     ran = recipe().model_copy(update={"truncated_to_tokens": 77})
     finalise(tmp_path / "spool", output, recipe=ran)
     assert finished(output, recipe())
+
+
+def test_a_conflict_is_refused_without_making_anything(tmp_path: Path) -> None:
+    output = tmp_path / "out.tif"
+    refuse_conflict(output, recipe())
+    assert list(tmp_path.iterdir()) == []
+    with RunDirectory(output, recipe=recipe()), pytest.raises(RunError, match="another process"):
+        refuse_conflict(output, recipe())
+    refuse_conflict(output, recipe())
+    with pytest.raises(RequestError, match=r"differs in seed\).*--restart"):
+        refuse_conflict(output, recipe(seed=3))
+    other = tmp_path / "other.tif"
+    run_path(other).mkdir()
+    (run_path(other) / "diary.txt").write_text("mine")
+    with pytest.raises(RequestError, match="no run directory"):
+        refuse_conflict(other, recipe())
+    run_path(tmp_path / "file").write_text("a file")
+    with pytest.raises(RunError, match=r"file\.run"):
+        refuse_conflict(tmp_path / "file", recipe())
+
+
+def test_what_a_killed_run_left_beside_a_finished_output_goes(tmp_path: Path) -> None:
+    output = tmp_path / "out.tif"
+    clear_finished(output, recipe())
+    assert list(tmp_path.iterdir()) == []
+    with RunDirectory(output, recipe=recipe()) as run:
+        run.spool(0).write_bytes(b"half")
+        clear_finished(output, recipe())  # it is at work
+        assert run.spool(0).exists()
+    clear_finished(output, recipe(seed=1))  # of another recipe
+    assert run.spool(0).exists()
+    clear_finished(output, recipe())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dropped_spools_leave_recipe_and_plan(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "out.tif", recipe=recipe()) as run:
+        run.spool(0).write_bytes(b"half")
+        run.drop_spools()
+        names = sorted(path.name for path in run.path.iterdir())
+    assert [name for name in names if name != "lock"] == ["plan.json", "recipe.json"]
