@@ -93,10 +93,10 @@ def _encode(error: UnicodeError) -> tuple[str | bytes, int]:
     """Odd bytes of file names pass through, what else does not fit is shown as an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    wrong = error.object[error.start : error.end]
-    if all(0xDC80 <= ord(c) <= 0xDCFF for c in wrong):
-        return bytes(ord(c) - 0xDC00 for c in wrong), error.end
-    return "".join(map(_escaped, wrong)), error.end
+    wrong, following = error.object[error.start], error.start + 1
+    if 0xDC80 <= ord(wrong) <= 0xDCFF:
+        return bytes([ord(wrong) - 0xDC00]), following
+    return _escaped(wrong), following
 
 
 def _escaped(character: str) -> str:

@@ -103,8 +103,10 @@ def test_planned_peak_above_the_machine(hires: Callable) -> None:
 @pytest.mark.parametrize(
     ("output", "told"),
     [
-        ("a.webp", ["webp", "16383", ".tif"]),
-        ("a.avif", ["avif", ".tif"]),
+        ("a.webp", ["webp", "16383", "tiff"]),
+        ("a.avif", ["does not write avif", ".tif"]),
+        ("", ["output is empty", "-o"]),
+        ("d" * 300 + "/x.tif", ["folder", "too long"]),
         ("a.gif", [".gif", ".tif", ".png", ".jpg"]),
         ("a", ["suffix", ".tif"]),
         ("missing/a.tif", ["missing", "does not exist"]),
@@ -130,6 +132,10 @@ def test_output(hires: Callable, output: str, told: list[str]) -> None:
 
 def test_webp_at_16384(hires: Callable) -> None:
     refused(hires("generate", *P, "--size", 16384, "--format", "webp"), "16383", "tiff")
+
+
+def test_webp_below_its_limit(hires: Callable) -> None:
+    refused(hires("generate", *P, "--size", 512, "-o", "a.webp"), "this version does not write")
 
 
 def test_jpeg_limit(hires: Callable) -> None:
@@ -183,6 +189,7 @@ def test_control_characters_are_shown_not_sent(hires: Callable) -> None:
         ("twice.json", b'{"prompt": "a", "prompt": "b"}', "twice"),
         ("nan.json", b'{"prompt": "a", "guidance_scale": NaN}', "guidance_scale"),
         ("foreign.json", b'{"prompt": "a", "sampler": "x"}', "sampler"),
+        ("empty.json", b"{}", "prompt"),
     ],
 )
 def test_files(hires: Callable, words: list[str], name: str, content: bytes, told: str) -> None:
@@ -207,6 +214,10 @@ def test_presets(hires: Callable, words: list[str], content: bytes, told: list[s
     if content is not None:
         Path("own.toml").write_bytes(content)
     refused(hires(*words, "own.toml"), "own.toml", *told)
+
+
+def test_empty_preset(hires: Callable) -> None:
+    refused(hires("plan", *P, "--preset", ""), 'preset ""', "draft")
 
 
 def test_unknown_preset(hires: Callable) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from hirescli import events
-from hirescli.cli.progress import Display, JsonLines, Lines, Work, seconds_left
+from hirescli.cli.progress import Display, JsonLines, Lines, Work, listening, seconds_left
+from hirescli.cli.streams import Patient
 from hirescli.models.registry import find_card
 from hirescli.planning.machine import Machine
 from hirescli.planning.plan import Plan, make_plan
@@ -88,6 +91,22 @@ def test_quiet_lines_warn_only(plan: Plan) -> None:
     for event in story(plan):
         listener(event)
     assert out.getvalue() == "warning: odd\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nobody_reading_ends_no_run(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    reader, writer = os.pipe()
+    with open(writer, "w", buffering=1) as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        monkeypatch.setattr(Patient, "isatty", lambda _: terminal, raising=False)
+        with listening(as_json=False, quiet=False) as listener:
+            assert isinstance(listener, Display if terminal else Lines)
+            for number, event in enumerate(story(plan)):
+                if number == 2:
+                    os.close(reader)
+                listener(event)
 
 
 def test_display(plan: Plan) -> None:

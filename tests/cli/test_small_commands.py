@@ -60,6 +60,27 @@ def test_info_of_a_recipe(hires: Callable) -> None:
     assert json.loads(hires("info", "a.json", "--json").out)["width_px"] == 512
 
 
+def test_info_shows_what_would_steer_the_terminal(hires: Callable) -> None:
+    text = '{"prompt": "sea", "model": "\\u001b]0;x\\u009b", "width_px": 512, "height_px": 256}'
+    Path("a.json").write_text(text)
+    assert "\\x1b]0;x\\x9b" in hires("info", "a.json").out
+    shown = hires("info", "a.json", "--json").out
+    assert "\x9b" not in shown
+    assert json.loads(shown)["model"] == "\x1b]0;x\x9b"
+
+
+def test_info_of_an_image_with_an_empty_recipe(hires: Callable) -> None:
+    from PIL import Image, PngImagePlugin
+
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("hires_recipe", "{}")
+    texts.add_text("hires", '{"hires_recipe": {}}')
+    Image.new("RGB", (8, 8)).save("a.png", pnginfo=texts)
+    ran = hires("info", "a.png")
+    assert ran.code == 2
+    assert "Traceback" not in ran.err
+
+
 def test_doctor(hires: Callable) -> None:
     ran = hires("doctor")
     assert ran.code == 0
@@ -72,5 +93,6 @@ def test_doctor(hires: Callable) -> None:
 
 
 def test_bench_refuses_before_it_runs(hires: Callable) -> None:
+    assert hires("bench", "foo").code == 2
     assert hires("bench", "builtin", "--sizes", "12x").code == 2
     assert hires("bench", "builtin", "-o", "missing/table.md").code == 2

@@ -97,3 +97,55 @@ def test_control_characters_only_on_terminals(hires_process: Callable, no_color:
     assert b"poster-16k" in shown
     if no_color:
         assert b"\x1b[3" not in shown
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+@pytest.mark.parametrize("words", [["plan", "-p", "sea"], ["info", "a.json"], ["presets", "list"]])
+def test_full_disk_behind_stdout(
+    hires_process: Callable, tmp_path: Path, words: list[str]
+) -> None:
+    (tmp_path / "a.json").write_text('{"prompt": "sea", "width_px": 64, "height_px": 64}')
+    with open("/dev/full", "w") as full:
+        process = hires_process(*words, stdout=full, cwd=tmp_path)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert b"No space left" in err
+    assert err.count(b"\n") == 1
+
+
+def test_narrow_encoding(hires_process: Callable, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"prompt": "a 🌊", "width_px": 64, "height_px": 64}')
+    environment = {
+        **os.environ,
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    for words in (["info", "a.json"], ["plan", "--recipe", "a.json", "-o", "🌊.tif"]):
+        process = hires_process(*words, cwd=tmp_path, env=environment)
+        out, err = process.communicate(timeout=20)
+        assert (process.returncode, err) == (0, b"")
+        assert b"\\U0001f30a" in out
+
+
+def test_odd_bytes_pass_through_and_the_rest_is_shown() -> None:
+    from hirescli.cli.streams import prepare_streams
+
+    prepare_streams()
+    assert "a\udcff🌊".encode("ascii", errors="hires") == b"a\xff\\U0001f30a"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["stderr", "both"])
+def test_reader_of_progress_who_leaves(
+    hires_process: Callable, tmp_path: Path, closed: str
+) -> None:
+    """As `hires generate ... 2>&1 | head -1` does."""
+    words = ("generate", "-p", "sea", "--size", 128, "--steps", 2, "-o", "a.tif")
+    reader, writer = os.pipe()
+    both = {"stdout": writer} if closed == "both" else {}
+    process = hires_process(*words, cwd=tmp_path, stderr=writer, **both)
+    os.close(writer)
+    os.close(reader)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert (tmp_path / "a.tif").is_file()

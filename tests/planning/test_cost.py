@@ -69,9 +69,11 @@ def test_band_height_depends_on_the_budget_only_where_it_is_tight() -> None:
         # 8-bit spool + the larger of a 16-bit spool one stage before and the output
         ({"format": "tiff"}, 3 * 2048**2 + 3 * 2048**2 * 4 // 3),
         ({"format": "png"}, 3 * 2048**2 + 3 * 2048**2),
-        ({"format": "jpeg"}, 3 * 2048**2 + 2 * 3 * 1024**2),
+        ({"format": "jpeg", "quality": 80}, 3 * 2048**2 + 2 * 3 * 1024**2),
+        ({"format": "jpeg", "quality": 90}, 2 * 3 * 2048**2),
+        ({"format": "jpeg", "quality": 100}, 3 * 3 * 2048**2),
     ],
 )
-def test_disk_is_a_short_sum(choices: dict[str, str], expected_bytes: int) -> None:
+def test_disk_is_a_short_sum(choices: dict[str, object], expected_bytes: int) -> None:
     recipe = Recipe.from_fragments({"prompt": "a", "size": 2048}, choices)
     assert cost.disk_bytes(stages(recipe, CARD), recipe) == expected_bytes

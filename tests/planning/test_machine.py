@@ -5,6 +5,7 @@ from hirescli.planning.machine import (
     Machine,
     default_budget,
     free_bytes,
+    memory_limits,
     parse_devices,
 )
 
@@ -22,6 +23,23 @@ def test_the_budget_is_a_stated_fraction_of_what_is_installed() -> None:
 
 def test_disk_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
     assert free_bytes(tmp_path / "a" / "b") > 0
+
+
+def test_limits_of_control_groups(tmp_path: Path) -> None:
+    own, root = tmp_path / "own", tmp_path / "cgroup"
+    inner = root / "a" / "b"
+    inner.mkdir(parents=True)
+    (inner / "memory.max").write_text("max\n")
+    (root / "a" / "memory.max").write_text("3000\n")
+    (tmp_path / "memory.max").write_text("1\n")  # above the root: no group
+    own.write_text("0::/a/b\n")
+    assert memory_limits(own, root) == [3000]
+    (root / "memory" / "c").mkdir(parents=True)
+    (root / "memory" / "c" / "memory.limit_in_bytes").write_text("2000\n")
+    own.write_text("5:cpu:/c\n4:memory:/c\n")
+    assert memory_limits(own, root) == [2000]
+    (root / "memory.max").write_text("4000")
+    assert memory_limits(tmp_path / "none", root) == [4000]
 
 
 def test_devices_are_read_from_the_drivers_tool() -> None:
