@@ -164,3 +164,32 @@ def test_plan_that_does_not_fit_is_still_shown(hires: Callable) -> None:
     ran = hires("plan", "-p", "sea", "--size", 2048, "--memory", "500MB", "--json")
     assert ran.code == 2
     assert "500.0 MB" in json.loads(ran.out)["problem"]
+
+
+def test_what_served_another_format_is_dropped(hires: Callable) -> None:
+    sea = '"prompt": "sea", "width_px": 512, "height_px": 512'
+    Path("old.json").write_text(f'{{{sea}, "format": "tiff", "tile_px": 256}}')
+    assert recipe(hires("plan", "--json", "--recipe", "old.json", "-o", "a.png"))["tile_px"] == 512
+    Path("old.json").write_text(f'{{{sea}, "format": "jpeg", "quality": 80}}')
+    assert recipe(hires("plan", "--json", "--recipe", "old.json", "-o", "a.tif"))["quality"] == 90
+    assert recipe(hires("plan", "--json", "--recipe", "old.json"))["quality"] == 80
+    Path("own.toml").write_text('[recipe]\ncompression = "lzw"\n')
+    words = ("--json", "-p", "sea", "--preset", "own.toml")
+    assert recipe(hires("plan", *words, "-o", "a.jpg"))["compression"] == "deflate"
+    assert recipe(hires("plan", *words, "-o", "a.tif"))["compression"] == "lzw"
+    assert hires("plan", *words, "-o", "a.jpg", "--tile", 256).code == 2  # said just now
+    Path("own.toml").write_text('[recipe]\nformat = "png"\ncompression = "lzw"\n')
+    assert hires("plan", *words).code == 2  # at odds with itself
+
+
+def test_another_size_drops_what_the_old_one_decided(hires: Callable) -> None:
+    Path("old.json").write_text(
+        '{"prompt": "sea", "width_px": 256, "height_px": 256, "rows": 2, "strengths": [0.9]}'
+    )
+    same = recipe(hires("plan", "--json", "--recipe", "old.json", "--size", 256))
+    assert (same["rows"], same["strengths"]) == (2, [0.9])
+    larger = recipe(hires("plan", "--json", "--recipe", "old.json", "--size", 512))
+    assert larger["rows"] != 2
+    assert 0.9 not in larger["strengths"]
+    words = ("--recipe", "old.json", "--size", 512, "--rows", 4)
+    assert recipe(hires("plan", "--json", *words))["rows"] == 4
