@@ -53,15 +53,18 @@ def generate(
     overwrite: bool = False,
     listener: Listener | None = None,
 ) -> Result:
-    """Make one image and write it.
+    """Make one image and write it; an output that stands there with the same recipe is left.
 
     Args:
         recipe: What is asked for.
-        output: The file; its suffix chooses the format. None: a name made from prompt and seed,
-            in the current folder.
+        output: The file; its suffix chooses the format, and must agree with a recipe's other
+            than "tiff". None: a name made from prompt and seed, in the current folder.
         memory: As in `plan`.
         overwrite: Whether an existing output is replaced.
         listener: Called with every event of the run.
+
+    Returns:
+        What was made. Of a finished output that was left, `seconds` is 0.
 
     Raises:
         RequestError: If the request cannot be carried out here; nothing was loaded or written.
@@ -74,4 +77,24 @@ def generate(
     path = None if output is None else Path(output)
     made = plan(with_output(recipe, path), memory=memory)
     target = path or default_output(made.recipe)
+    if not overwrite and (before := _finished(target, made)) is not None:
+        return before
     return made.validate(Machine.detect(), target, overwrite).execute(run, listener)
+
+
+def _finished(target: Path, made: Plan) -> Result | None:
+    """The output that stands there already with this recipe, if one does."""
+    import hashlib
+    import os
+
+    from hirescli.runs.directory import clear_finished, finished
+
+    if not os.path.isfile(target) or not finished(target, made.recipe):
+        return None
+    from hirescli.cascade.run import Result
+    from hirescli.planning.machine import peak_rss_bytes
+
+    clear_finished(target, made.recipe)
+    with target.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Result(target, sha256, 0.0, peak_rss_bytes(), made.recipe)

@@ -85,7 +85,9 @@ def _generate(
         return
     if restart:
         _drop_leftovers(todo)
-    paths = Paths(all_images, {validated.output for validated in todo}, silent=json_)
+    to_make = {validated.output for validated in todo}
+    _clear_finished([image for image in all_images if image.output not in to_make])
+    paths = Paths(all_images, to_make, silent=json_)
     try:
         results = _run(all_images, todo, paths, json_, quiet) if todo else []
     finally:
@@ -115,6 +117,14 @@ def _finished(image: Image) -> bool:
     from hirescli.runs.directory import finished
 
     return finished(image.output, image.plan.recipe)
+
+
+def _clear_finished(images: Sequence[Image]) -> None:
+    """Remove what a run that was killed just after its file stood has left beside it."""
+    for image in images:
+        from hirescli.runs.directory import clear_finished
+
+        clear_finished(image.output, image.plan.recipe)
 
 
 def _drop_leftovers(todo: Sequence[ValidatedPlan]) -> None:

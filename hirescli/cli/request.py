@@ -99,8 +99,10 @@ def _size(fragments: list[Mapping[str, Any]]) -> tuple[int, int] | None:
         except RequestError:  # reported with all other faults later
             return None
         said |= {key: value for key, value in expanded.items() if value is not None}
-    size = said.get("width_px"), said.get("height_px")
-    return size if isinstance(size[0], int) and isinstance(size[1], int) else None
+    width_px, height_px = said.get("width_px"), said.get("height_px")
+    if not isinstance(width_px, int) or not isinstance(height_px, int):
+        return None
+    return width_px, height_px
 
 
 def _fitting(files: list[Mapping[str, Any]], flags: Mapping[str, Any]) -> list[Mapping[str, Any]]:
