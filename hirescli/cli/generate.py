@@ -156,9 +156,16 @@ def _run(
 
         for message in dict.fromkeys(w for image in all_images for w in image.plan.warnings):
             listener(Warned(message))
+        _quiet_imports()
         from hirescli.cascade.run import run  # loads torch: after all that can be refused is
 
         return run(todo, tell)
+
+
+def _quiet_imports() -> None:
+    """The libraries report at import already, before a run can quieten them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
 class Paths:
