@@ -70,6 +70,7 @@ class Card(BaseModel):
     decoder_flops_per_px: float = Field(gt=0)
     decoder_bytes_per_px_of_band: float = Field(gt=0)  # also bounds the encoder's band
     flops_per_second_per_core: float = Field(gt=0)
+    load_seconds: float = Field(ge=0)  # from the command to the first stage
 
     @field_validator("knows", "strengths", "schedulers", mode="before")
     @classmethod

@@ -14,7 +14,7 @@ _LATENT_BYTES = 4  # latents are float32 whatever the denoiser's dtype is
 _LATENT_COPIES = 4  # sample, noise, prediction, and the sample of the step before
 # A band wants to be small beside the rest, yet its halo rows are computed twice: below 16 rows
 # that costs too much, unless the budget leaves no choice.
-_BAND_BYTES = 256 * 10**6
+_BAND_BYTES = 400 * 10**6
 _MOST_ROWS, _LEAST_ROWS = 64, 16
 _SPOOL_BYTES = {"between": 2, "last": 1}  # per channel: 16 bits between stages, 8 at the end
 # Largest output for a spool of 1: a pyramid adds 1/4 + 1/16 + ... = 1/3; noise hardly packs.

@@ -46,7 +46,7 @@ class Plan:
         budget_bytes: Memory the run may use.
         peak_memory_bytes: Predicted peak of the whole process.
         disk_bytes: Predicted peak of disk use beside the output.
-        flops, seconds: Sums over the stages.
+        flops, seconds: Sums over the stages; the seconds begin with loading.
         warnings: What the user should know before the run.
     """
 
@@ -218,7 +218,7 @@ def make_plan(
         peak_memory_bytes=max(row.memory.peak_bytes for row in costs),
         disk_bytes=cost.disk_bytes(all_stages, recipe),
         flops=sum(row.flops for row in costs),
-        seconds=sum(row.seconds for row in costs),
+        seconds=card.load_seconds + sum(row.seconds for row in costs),
         warnings=_warnings(asked, card, all_stages),
     )
 
