@@ -36,19 +36,11 @@ pictures() {
 mountains 1 snowy mountains above a lake at sunset
 dunes 2 golden sand dunes at dawn
 canyon 3 a red rock canyon at sunset, sun in the middle
-hills 4 green rolling hills by day
-forest 5 golden pine forest at dusk, mist between the trees
 aurora 6 green aurora over mountains at night, a lake in front
 sea 7 the sea in a storm, high waves
 sky 8 a sky with clouds at sunset, towering clouds
-nebula 9 a purple nebula with stars
-galaxy 10 a golden spiral galaxy, seen from above, two arms
 planet 11 a red rocky planet, lit from the left
 islands 12 islands from above, turquoise sea, many islands
-stone 13 polished blue agate stone
-wood 14 red wood grain, one knot
-forest-snow 15 snowy pine forest by day
-marble 16 polished black marble stone
 END
 }
 
