@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,7 +97,7 @@ def markdown(runs: Sequence[ImageRun], *, prompt: str, repeat: int, help_seconds
             "",
             "Written by `hires bench builtin`; do not edit by hand.",
             "",
-            f"Machine: {_machine()}.",
+            f"{date.today().isoformat()}. Machine: {_machine()}.",
             f'Prompt: "{prompt}". Runs of each size: {repeat}; the slowest counts.',
             f"`hires --help`: {help_seconds:.2f} s (the fastest of five).",
             "",
