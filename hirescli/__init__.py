@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hirescli.bands.stream import stream
     from hirescli.cascade.run import Result
     from hirescli.events import Listener
     from hirescli.planning.plan import Plan
     from hirescli.recipe import Recipe
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "generate", "plan"]
+__all__ = ["Recipe", "generate", "plan", "stream"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from hirescli.recipe import Recipe
 
         return Recipe
+    if name == "stream":
+        from hirescli.bands.stream import stream
+
+        return stream
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

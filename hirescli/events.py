@@ -58,6 +58,23 @@ class RowsDecoded:
 
 
 @dataclass(frozen=True)
+class PassDone:
+    """Pass `number` of `total` of a call in bands is done; `module` is where it ended."""
+
+    number: int
+    total: int
+    module: str
+
+
+@dataclass(frozen=True)
+class BandHalved:
+    """Memory ran out in pass `number`; it goes on in bands of `rows` rows."""
+
+    number: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class StageDone:
     """Stage `index` ended after `seconds`."""
 
@@ -104,6 +121,8 @@ Event = (
     | StepDone
     | RowsEncoded
     | RowsDecoded
+    | PassDone
+    | BandHalved
     | StageDone
     | Finalising
     | FileWritten

@@ -1,0 +1,178 @@
+"""The engine: banded inputs in, graphs of what is wanted scheduled and run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hirescli.bands.execute import Execution, Sink
+from hirescli.bands.graph import Graph
+from hirescli.bands.stores import Ledger
+from hirescli.bands.tensor import BandedTensor, Grid, Node
+from hirescli.events import Event, Listener
+from hirescli.planning.schedule import Schedule, Store, make_schedule
+
+
+def banded(
+    shape: Sequence[int],
+    source: Callable[[int, int], Tensor],
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    level: Fraction | int = 1,
+) -> BandedTensor:
+    """An image (1, C, H, W) that stands outside the engine.
+
+    Args:
+        shape: Of the whole.
+        source: Gives rows lo to hi, (1, C, hi - lo, W), any number of times.
+        dtype: Of its numbers.
+        device: Where they are computed with.
+        level: Its rows for each row of the component's input.
+    """
+    grid = Grid(shape[2], shape[3], Fraction(level), 2)
+    node = Node(
+        kind="input", name="input", parents=(), shape=torch.Size(shape), dtype=dtype,
+        device=torch.device(device), grid=grid, source=source,
+    )  # fmt: skip
+    return BandedTensor.of([node])
+
+
+def banded_tensor(
+    whole: Tensor, *, device: torch.device | None = None, level: Fraction | int = 1
+) -> BandedTensor:
+    """A whole tensor (B, C, H, W) as a banded one: a node for each sample."""
+    device = device or whole.device
+
+    def source_of(sample: Tensor) -> Callable[[int, int], Tensor]:
+        return lambda lo, hi: sample[:, :, lo:hi].to(device)
+
+    samples = [
+        banded(
+            (1, *whole.shape[1:]), source_of(whole[b : b + 1]),
+            dtype=whole.dtype, device=device, level=level,
+        )
+        for b in range(whole.shape[0])
+    ]  # fmt: skip
+    return BandedTensor.of([sample.nodes[0] for sample in samples])
+
+
+@dataclass
+class Report:
+    """What the engine has done.
+
+    Attributes:
+        peak_device_bytes, peak_host_bytes, peak_disk_bytes: Largest use by one call, bands and
+            stores together, as scheduled. On a CPU bands and stores are on the host.
+        passes: Of all calls.
+        rows: Band height of the last call, in rows of the component's input.
+        flops: Of all calls.
+        plain_flops: What the same calls compute without bands.
+    """
+
+    peak_device_bytes: int = 0
+    peak_host_bytes: int = 0
+    peak_disk_bytes: int = 0
+    passes: int = 0
+    rows: int = 0
+    flops: float = 0.0
+    plain_flops: float = 0.0
+
+    def add(self, schedule: Schedule) -> None:
+        """Count one call."""
+        peaks = schedule.peak_bytes
+        self.peak_device_bytes = max(self.peak_device_bytes, peaks.get("device", 0))
+        self.peak_host_bytes = max(self.peak_host_bytes, peaks.get("host", 0))
+        self.peak_disk_bytes = max(self.peak_disk_bytes, peaks.get("disk", 0))
+        self.passes += len(schedule.passes)
+        self.rows = schedule.rows
+        self.flops += schedule.flops
+        self.plain_flops += schedule.plain_flops
+
+
+def _silent(_: Event) -> None:
+    pass
+
+
+@dataclass
+class Engine:
+    """Computes banded tensors under budgets.
+
+    Attributes:
+        stores: Where values may rest; bands are computed in the first.
+        rows: Band height in rows of a component's input; None: as the budget asks.
+        keep_in: Keep every value in this store; None: as the budgets ask.
+        spill: Folder of the disk store; None: the system's folder for temporary files.
+        listener: Is told of passes.
+        bring: Gives a weight where it can be computed with.
+        flops_per_second: Of the machine, to weigh arithmetic against moves.
+        names: Of weights, by the id of the parameter.
+    """
+
+    stores: Sequence[Store]
+    rows: int | None = None
+    keep_in: int | None = None
+    spill: Path | None = None
+    listener: Listener = _silent
+    bring: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    flops_per_second: float = 1e11
+    names: dict[int, str] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
+    ledger: Ledger = field(default_factory=Ledger)
+    _schedules: dict[Any, Schedule] = field(default_factory=dict)
+
+    def compute(self, outputs: Sequence[Node], sinks: Sequence[Sink]) -> None:
+        """Compute outputs and give their rows to the sinks, from top to bottom.
+
+        Raises:
+            BudgetError: If the budget cannot hold one band.
+            RunError: As `Execution.run`.
+        """
+        graph = Graph.of(outputs, self.names)
+        schedule = self.schedule(graph)
+        self.report.add(schedule)
+        spill = self.spill or Path(tempfile.gettempdir())
+        Execution(graph, schedule, sinks, spill, self.ledger, self.listener, self.bring).run()
+
+    def schedule(self, graph: Graph) -> Schedule:
+        """The schedule of a graph; of the same graph the same one."""
+        key = (graph.trace.ops, graph.outputs, graph.rows, graph.width, tuple(self.stores))
+        if key not in self._schedules:
+            self._schedules[key] = make_schedule(
+                graph.trace, graph.rows, graph.width,
+                stores=self.stores, rows=self.rows, keep_in=self.keep_in,
+                flops_per_second=self.flops_per_second,
+            )  # fmt: skip
+        return self._schedules[key]
+
+    def whole(self, tensors: Sequence[BandedTensor]) -> list[Tensor]:
+        """Banded tensors as whole ones; all are computed together."""
+        nodes = [node for tensor in tensors for node in tensor.nodes]
+        made, sinks = [], []
+        for tensor in tensors:
+            result = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+            made.append(result)
+            for b, node in enumerate(tensor.nodes):
+                if node.grid is None:
+                    raise NotImplementedError
+                sinks.append(_into(result[b : b + 1], node))
+        self.compute(nodes, sinks)
+        return made
+
+
+def _into(target: Tensor, node: Node) -> Sink:
+    """A sink that writes rows into a whole sample."""
+    assert node.grid is not None
+    dim, per_row = node.grid.dim, node.per_row
+
+    def write(lo: int, hi: int, band: Tensor) -> None:
+        target.narrow(dim, lo * per_row, (hi - lo) * per_row).copy_(band)
+
+    return write

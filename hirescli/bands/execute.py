@@ -1,0 +1,326 @@
+"""Execution: the passes of a schedule, band by band."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hirescli.bands.graph import Graph
+from hirescli.bands.stores import DiskValue, Kept, Ledger, MemoryValue, cut
+from hirescli.bands.tensor import Node, Span
+from hirescli.errors import RunError
+from hirescli.events import BandHalved, Listener, PassDone
+from hirescli.planning.schedule import Pass, Schedule
+from hirescli.planning.sweep import Band, Read, Step
+
+Piece = tuple[int, int, Tensor]  # first row, row behind the last, band
+Sink = Callable[[int, int, Tensor], None]
+
+
+class NotFiniteError(RunError):
+    """A value that is no number, found in a pass."""
+
+
+@dataclass
+class Execution:
+    """One run of a schedule.
+
+    Attributes:
+        graph: What is computed.
+        schedule: How.
+        sinks: For each output (its place among `graph.outputs`), what takes its bands: first
+            row, row behind the last, band. After memory ran out it may be given rows again.
+        spill: Folder of the disk store.
+        ledger: Counts the stores' bytes.
+        listener: Is told of passes.
+        bring: Gives a weight where it can be computed with.
+    """
+
+    graph: Graph
+    schedule: Schedule
+    sinks: Sequence[Sink]
+    spill: Path
+    ledger: Ledger
+    listener: Listener
+    bring: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    _kept: dict[int, Kept] = field(default_factory=dict)
+    _values: dict[int, Tensor] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Run all passes.
+
+        Raises:
+            NotFiniteError: If a reduction or an output is no number, naming pass and module.
+            RunError: If memory does not suffice for one row, or the disk is full.
+        """
+        self.graph.check(self.schedule.ops)
+        total = len(self.schedule.passes)
+        try:
+            for number, each in enumerate(self.schedule.passes, start=1):
+                _PassRun(self, each, number).run()
+                for op in each.frees:
+                    self._kept.pop(op).close()
+                self.listener(PassDone(number, total, self._module(each)))
+        finally:
+            for kept in self._kept.values():
+                kept.close()
+            self._kept.clear()
+
+    def value(self, op: int) -> Tensor:
+        """The value of a reduction, or of what is computed from reductions alone."""
+        if op not in self._values:
+            node = self._node(op)
+            assert node.kernel is not None, "a reduction is finished by its pass"
+            parents = [self.value(i) for i in self.schedule.ops[op].op.inputs]
+            self._values[op] = node.kernel(parents, Span(0, 0, bring=self.bring))
+        return self._values[op]
+
+    def finish(self, op: int, value: Tensor, number: int) -> None:
+        """Take the value of a reduction."""
+        if not bool(torch.isfinite(value).all()):
+            raise self.not_finite(op, number)
+        self._values[op] = value
+
+    def not_finite(self, op: int, number: int) -> NotFiniteError:
+        """The error of an operation that gave no number."""
+        node = self._node(op)
+        return NotFiniteError(
+            f"{node.name} in {node.module or 'the output'} is not a finite number (pass {number} "
+            f"of {len(self.schedule.passes)}, {str(node.dtype).removeprefix('torch.')})"
+        )
+
+    def kept(self, op: int) -> Kept:
+        """The value of `op` in its store."""
+        if op not in self._kept:
+            self._kept[op] = self._new_value(op)
+        return self._kept[op]
+
+    def keys(self, op: int) -> Callable[[], Any]:
+        """All bands of a gathered value, for attention."""
+        source = self.schedule.ops[op].op.inputs[0]
+        rows = self.schedule.ops[source].rows
+        node = self._node(source)
+
+        def bands() -> Any:
+            if node.source is not None:
+                yield node.source(0, rows)
+                return
+            step = self._key_rows(source)
+            for lo in range(0, rows, step):
+                yield self.kept(source).rows(lo, min(lo + step, rows))
+
+        return bands
+
+    def _key_rows(self, source: int) -> int:
+        """Rows of keys at a time: the same for every store, since rounding depends on it."""
+        sized = self.schedule.ops[source]
+        return max(1, self.schedule.rows * sized.rows // max(self.graph.rows, sized.rows))
+
+    def _new_value(self, op: int) -> Kept:
+        node, store = self._node(op), self.schedule.stores[self.schedule.kept[op]]
+        assert node.grid is not None
+
+        def count(count_bytes: int) -> None:
+            self.ledger.add(store.name, count_bytes)
+
+        if store.name == "disk":
+            return DiskValue(
+                self.spill, shape=node.shape, dtype=node.dtype, dim=node.grid.dim,
+                rows=node.grid.rows, device=node.device, count=count,
+            )  # fmt: skip
+        if store.name == "host" and node.device.type != "cpu":
+            return MemoryValue(
+                node.grid.dim, node.per_row, count,
+                place=_to_pinned, fetch=lambda band: band.to(node.device, non_blocking=True),
+            )  # fmt: skip
+        return MemoryValue(node.grid.dim, node.per_row, count)
+
+    def _node(self, op: int) -> Node:
+        return self.graph.nodes[op]
+
+    def _module(self, each: Pass) -> str:
+        last = (*each.folds, *each.outputs, *each.keeps)
+        return self._node(last[0]).module if last else ""
+
+
+def _to_pinned(band: Tensor) -> Tensor:
+    pinned = torch.empty_like(band, device="cpu", pin_memory=True)
+    return pinned.copy_(band)
+
+
+@dataclass
+class _PassRun:
+    """One pass: rows that wait to be read, and states that grow.
+
+    A band either happens or does not: what it computes is taken over at its end, so that after
+    memory ran out the same rows are computed again in lower bands.
+    """
+
+    execution: Execution
+    each: Pass
+    number: int
+    pieces: dict[int, list[Piece]] = field(default_factory=dict)
+    states: dict[int, Any] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """All bands from top to bottom."""
+        sweep, rows = self.each.sweep(self.execution.schedule.ops), self.each.band_rows
+        while not sweep.finished:
+            band = sweep.next_band(rows)
+            try:
+                self._band(band)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                if rows == 1:
+                    raise RunError(
+                        f"out of memory in one row of {self._where()}; use a smaller --size or "
+                        "free some memory"
+                    ) from error
+                rows = max(1, rows // 2)
+                _release_memory()
+                self.execution.listener(BandHalved(self.number, rows))
+                continue
+            sweep.commit(band)
+        for op in self.each.folds:
+            reduction = self._node(op).reduction
+            assert reduction is not None
+            self.execution.finish(op, reduction.finish(self.states[op]), self.number)
+
+    def _band(self, band: Band) -> None:
+        fresh: dict[int, list[Piece]] = {}
+        partials: dict[int, Any] = {}
+        puts: list[tuple[int, Piece]] = []
+        for step in band.steps:
+            node = self._node(step.op)
+            if step.op in self.each.loads:
+                fresh[step.op] = self._load(step)
+            elif node.reduction is not None:
+                bands = [self._read(r, fresh) for r in step.reads if r is not None]
+                partials[step.op] = node.reduction.partial(bands)
+            else:
+                made = self._compute(step, node, fresh)
+                piece = (step.lo, step.hi, made)
+                fresh[step.op] = [piece]
+                if step.op in self.each.keeps:
+                    puts.append((step.op, piece))
+                del made
+            if step.op in self.each.outputs:
+                self._give_out(step, fresh[step.op])
+            for op in step.done_with:
+                self._trim(op, fresh, band.keep_from[op])
+        self._commit(band, fresh, partials, puts)
+
+    def _compute(self, step: Step, node: Node, fresh: Mapping[int, list[Piece]]) -> Tensor:
+        assert node.kernel is not None
+        first, native, arguments = 0, False, []
+        for parent, read in zip(node.parents, step.reads, strict=True):
+            if read is not None:
+                zeros = (read.zeros_above, read.zeros_below)
+                native = node.native_zeros > 0 and zeros == (node.native_zeros,) * 2
+                arguments.append(self._read(read, fresh, zeros=not native))
+                first = read.lo - (0 if native else read.zeros_above)
+            elif parent.kind == "gather":
+                arguments.append(self.execution.keys(self._index(step, len(arguments))))
+            else:
+                arguments.append(self.execution.value(self._index(step, len(arguments))))
+        span = Span(step.lo, step.hi, first, native, self.execution.bring)
+        return node.kernel(arguments, span)
+
+    def _index(self, step: Step, place: int) -> int:
+        return self.execution.schedule.ops[step.op].op.inputs[place]
+
+    def _load(self, step: Step) -> list[Piece]:
+        node = self._node(step.op)
+        if node.source is not None:
+            return [(step.lo, step.hi, node.source(step.lo, step.hi))]
+        return [(step.lo, step.hi, self.execution.kept(step.op).rows(step.lo, step.hi))]
+
+    def _read(self, read: Read, fresh: Mapping[int, list[Piece]], zeros: bool = True) -> Tensor:
+        node = self._node(read.op)
+        assert node.grid is not None
+        waiting = [*self.pieces.get(read.op, ()), *fresh.get(read.op, ())]
+        found = cut(waiting, read.lo, read.hi, node.grid.dim, node.per_row)
+        above, below = (read.zeros_above, read.zeros_below) if zeros else (0, 0)
+        return join(found, node, above, below)
+
+    def _give_out(self, step: Step, pieces: list[Piece]) -> None:
+        band = join(pieces, self._node(step.op))
+        if band.dtype.is_floating_point and not bool(torch.isfinite(band).all()):
+            raise self.execution.not_finite(step.op, self.number)
+        for place, op in enumerate(self.execution.graph.outputs):
+            if op == step.op:
+                self.execution.sinks[place](step.lo, step.hi, band)
+
+    def _trim(self, op: int, fresh: dict[int, list[Piece]], keep_from: int) -> None:
+        """Let go of fresh rows above `keep_from`; the kept part no longer holds the rest."""
+        node = self._node(op)
+        if op not in fresh or node.grid is None:
+            return
+        kept: list[Piece] = []
+        for lo, hi, band in cut(fresh[op], keep_from, 1 << 62, node.grid.dim, node.per_row):
+            whole = any(band is piece[2] for piece in fresh[op])
+            kept.append((lo, hi, band if whole else band.clone()))
+        fresh[op] = kept
+
+    def _commit(
+        self,
+        band: Band,
+        fresh: dict[int, list[Piece]],
+        partials: Mapping[int, Any],
+        puts: Sequence[tuple[int, Piece]],
+    ) -> None:
+        for op, (lo, hi, made) in puts:
+            self.execution.kept(op).put(lo, hi, made)
+        for op, partial in partials.items():
+            reduction = self._node(op).reduction
+            assert reduction is not None
+            known = op in self.states
+            self.states[op] = reduction.merge(self.states[op], partial) if known else partial
+        for op in {*self.pieces, *fresh}:
+            self._trim(op, fresh, band.keep_from[op])
+            old = [p for p in self.pieces.get(op, ()) if p[1] > band.keep_from[op]]
+            self.pieces[op] = [*old, *fresh.get(op, ())]
+        for op in self.each.frees:
+            if op in self.each.loads:
+                self.execution.kept(op).free(band.keep_from[op])
+
+    def _node(self, op: int) -> Node:
+        return self.execution.graph.nodes[op]
+
+    def _where(self) -> str:
+        return f"pass {self.number} of {len(self.execution.schedule.passes)}"
+
+
+def join(pieces: Sequence[Piece], node: Node, above: int = 0, below: int = 0) -> Tensor:
+    """One band of adjoining pieces, with rows of zeros above and below it."""
+    bands = [band for _, _, band in pieces]
+    assert node.grid is not None
+    if above:
+        bands.insert(0, _zeros(node, above, bands[0]))
+    if below:
+        bands.append(_zeros(node, below, bands[-1]))
+    return bands[0] if len(bands) == 1 else torch.cat(bands, node.grid.dim)
+
+
+def _zeros(node: Node, rows: int, like: Tensor) -> Tensor:
+    made = torch.zeros(node.band_shape(rows), dtype=like.dtype, device=like.device)
+    return made.contiguous(memory_format=torch.channels_last) if made.ndim == 4 else made
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the device or the host."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+
+
+def _release_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,238 @@
+"""Stores: where values rest between passes, whole, as the bands they were made in.
+
+A store's value takes bands from top to bottom, gives any rows back bit for bit, and lets go of
+rows that nobody reads any more.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hirescli.errors import RunError
+from hirescli.units import format_bytes
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass
+class Ledger:
+    """Counts the bytes of every store, now and at their peak."""
+
+    now: dict[str, int] = field(default_factory=dict)
+    peak: dict[str, int] = field(default_factory=dict)
+
+    def add(self, store: str, count_bytes: int) -> None:
+        """Count bytes that are taken, or, below zero, given back."""
+        self.now[store] = self.now.get(store, 0) + count_bytes
+        self.peak[store] = max(self.peak.get(store, 0), self.now[store])
+
+
+class Kept(Protocol):
+    """One value in a store."""
+
+    def put(self, lo: int, hi: int, band: Tensor) -> None:
+        """Keep rows lo to hi; they follow those kept before."""
+
+    def rows(self, lo: int, hi: int) -> Tensor:
+        """Rows lo to hi."""
+
+    def free(self, below: int) -> None:
+        """Rows above `below` are read no more."""
+
+    def close(self) -> None:
+        """Nothing is read any more."""
+
+
+class _RowsFirst:
+    """How bands of one value lie in a store: rows one behind the other.
+
+    The other dimensions lie as they do in the first band, so that channels-last bands are
+    written and read without rearranging. Bands come back with the same strides from every
+    store: the last bit of a product can depend on them.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self._dim = dim
+        self._order: list[int] | None = None
+
+    def pack(self, band: Tensor) -> Tensor:
+        """The band with its rows first, dense."""
+        if self._order is None:
+            others = [d for d in range(band.ndim) if d != self._dim]
+            self._order = [self._dim, *sorted(others, key=lambda d: (-band.stride(d), d))]
+        return band.permute(self._order).contiguous()
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """The band as it was."""
+        assert self._order is not None, "nothing is kept yet"
+        # Going through a flat view gives dimensions of size one their usual strides.
+        dense = packed.flatten().view(packed.shape)
+        return dense.permute([self._order.index(d) for d in range(len(self._order))])
+
+    def shape(self, whole: torch.Size, rows_dim: int) -> list[int]:
+        """The packed shape of a band with `rows_dim` elements in the rows' dimension."""
+        assert self._order is not None, "nothing is kept yet"
+        return [rows_dim, *(whole[d] for d in self._order[1:])]
+
+
+@dataclass
+class MemoryValue:
+    """Bands in memory: the very tensors that were computed, or copies on the host.
+
+    Attributes:
+        dim, per_row: Where the rows are.
+        count: Is told of bytes taken and given back.
+        place: Moves a band to where it rests.
+        fetch: Moves a band to where it is computed with.
+    """
+
+    dim: int
+    per_row: int
+    count: Callable[[int], None]
+    place: Callable[[Tensor], Tensor] = lambda band: band
+    fetch: Callable[[Tensor], Tensor] = lambda band: band
+    _pieces: list[tuple[int, int, Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._layout = _RowsFirst(self.dim)
+
+    def put(self, lo: int, hi: int, band: Tensor) -> None:
+        """Keep rows; a view of something larger is copied."""
+        packed = self._layout.pack(band)
+        if packed.untyped_storage().nbytes() > packed.numel() * packed.element_size():
+            packed = packed.clone()
+        packed = self.place(packed)
+        self.count(packed.numel() * packed.element_size())
+        self._pieces.append((lo, hi, packed))
+
+    def rows(self, lo: int, hi: int) -> Tensor:
+        """A view of what is kept, or a copy across bands."""
+        parts = [self.fetch(part) for _, _, part in cut(self._pieces, lo, hi, 0, self.per_row)]
+        return self._layout.unpack(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def free(self, below: int) -> None:
+        """Let go of pieces that end above."""
+        while self._pieces and self._pieces[0][1] <= below:
+            _, _, band = self._pieces.pop(0)
+            self.count(-band.numel() * band.element_size())
+
+    def close(self) -> None:
+        """Let go of everything."""
+        if self._pieces:
+            self.free(self._pieces[-1][1])
+
+
+def cut(
+    pieces: list[tuple[int, int, Tensor]], lo: int, hi: int, dim: int, per_row: int
+) -> list[tuple[int, int, Tensor]]:
+    """Rows lo to hi of pieces, as views."""
+    found = []
+    for a, b, band in pieces:
+        first, last = max(a, lo), min(b, hi)
+        if first >= last:
+            continue
+        if (first, last) != (a, b):
+            band = band.narrow(dim, (first - a) * per_row, (last - first) * per_row)
+        found.append((first, last, band))
+    return found
+
+
+class DiskValue:
+    """Rows in a file without a name, which ends with the process; its room is taken at once.
+
+    Args:
+        folder: On the file system to use.
+        shape: Of the whole value.
+        dtype: Of its numbers.
+        dim: The dimension that holds the rows.
+        rows: Rows of the whole value.
+        device: Where rows are computed with.
+        count: Is told of bytes taken and given back.
+
+    Raises:
+        RunError: If the file system has no room.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        dim: int,
+        rows: int,
+        device: torch.device,
+        count: Callable[[int], None],
+    ) -> None:
+        self._shape, self._dtype, self._device, self._count = shape, dtype, device, count
+        self._layout = _RowsFirst(dim)
+        self._per_row = shape[dim] // rows
+        self._row_bytes = shape.numel() * dtype.itemsize // rows
+        self._bytes = self._row_bytes * rows
+        try:
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
+            try:
+                _reserve(self._file.fileno(), self._bytes)
+            except OSError:
+                self._file.close()
+                raise
+        except OSError as error:
+            raise _no_room(error, folder, self._bytes) from error
+        count(self._bytes)
+
+    def put(self, lo: int, hi: int, band: Tensor) -> None:
+        """Write rows at their place."""
+        view, place = _bytes_of(self._layout.pack(band).cpu()), lo * self._row_bytes
+        while view:
+            written = os.pwrite(self._file.fileno(), view, place)
+            view, place = view[written:], place + written
+
+    def rows(self, lo: int, hi: int) -> Tensor:
+        """Rows as they were written."""
+        shape = self._layout.shape(self._shape, (hi - lo) * self._per_row)
+        packed = torch.empty(shape, dtype=self._dtype)
+        view, place = _bytes_of(packed), lo * self._row_bytes
+        while view:
+            count = os.preadv(self._file.fileno(), [view], place)
+            if count == 0:
+                raise RunError("a spilled value is shorter than it was written")
+            view, place = view[count:], place + count
+        return self._layout.unpack(packed.to(self._device))
+
+    def free(self, below: int) -> None:
+        """The file keeps its size until `close`."""
+
+    def close(self) -> None:
+        """Give the room back."""
+        if not self._file.closed:
+            self._file.close()
+            self._count(-self._bytes)
+
+
+def _bytes_of(dense: Tensor) -> memoryview:
+    return memoryview(dense.flatten().view(torch.uint8).numpy())
+
+
+def _reserve(descriptor: int, count_bytes: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, count_bytes)
+    else:
+        os.truncate(descriptor, count_bytes)
+
+
+def _no_room(error: OSError, folder: Path, count_bytes: int) -> RunError:
+    if error.errno in _DISK_FULL:
+        return RunError(
+            f"no room in {folder} to spill {format_bytes(count_bytes)}; free some, choose "
+            "another folder with --spill (spill=...), or give more --memory"
+        )
+    return RunError(f"cannot spill to {folder}: {error}")

@@ -1,0 +1,325 @@
+"""`hirescli.stream`: unmodified diffusers components, computed in bands while a context lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from hirescli.bands.attention import pooling_keys
+from hirescli.bands.engine import Engine, Report, banded_tensor
+from hirescli.bands.graph import parameter_names
+from hirescli.bands.tensor import BandedTensor, naming_modules
+from hirescli.errors import RequestError
+from hirescli.events import Event, Listener
+from hirescli.planning.machine import Machine, default_budget
+from hirescli.planning.schedule import Store
+from hirescli.units import parse_bytes
+
+# Estimates to weigh moves against arithmetic, not promises: a disk, and a bus to the host.
+DISK_BYTES_PER_SECOND = 0.5e9
+BUS_BYTES_PER_SECOND = 20e9
+_UNBOUNDED = 1 << 62
+_SLICED = ("Sliced", "XFormers")
+
+
+@contextmanager
+def stream(
+    component: Any,
+    *,
+    memory: str | int | None = None,
+    host_memory: str | int | None = None,
+    disk: str | int | None = None,
+    rows: int | None = None,
+    store: str | None = None,
+    spill: str | Path | None = None,
+    vae_attention: str = "pooled",
+    listener: Listener | None = None,
+) -> Iterator[Report]:
+    """Compute a component in bands of rows while the context lasts.
+
+    Inside, the component takes and gives what it does outside, up to floating-point rounding,
+    in bounded memory and without gradients; after it, the component is as before. In a
+    pipeline, what a ControlNet gives to the denoiser is never built as a whole.
+
+    Args:
+        component: A `UNet2DConditionModel`, `ControlNetModel`, `AutoencoderKL`,
+            `AutoencoderTiny`, or a diffusers pipeline that has them.
+        memory: Budget of the device, in bytes or such as "8GB"; on a CPU, of the whole process.
+            None: three quarters of what is installed.
+        host_memory: Budget of values that rest on the host, beside a GPU.
+        disk: Budget of values that rest on disk; None: what the file system holds.
+        rows: Band height in rows of the component's input, latent or pixel; None: as the budget
+            asks.
+        store: Keep every value on "device", "host" or "disk"; None: as the budgets ask.
+        spill: Folder for values on disk; None: the system's folder for temporary files.
+        vae_attention: Of an autoencoder's middle block above 512x512 latents: "pooled" lets
+            queries attend to averages of keys, "exact" to all of them, in quadratic time.
+        listener: Called with events: a pass is done, bands were halved.
+
+    Yields:
+        A report that grows with every call.
+
+    Raises:
+        RequestError: If the component or an option does not work with bands; inside, if a call
+            meets an operation that cannot be computed in bands, or a budget that cannot hold
+            one.
+    """
+    modules = _streamed_modules(component)
+    for name, module in modules.items():
+        _refuse(name, module)
+    engine = Engine(
+        stores=(),
+        rows=_checked_rows(rows),
+        spill=None if spill is None else Path(spill),
+        listener=listener or _silent,
+        names=parameter_names(*modules.values()),
+    )
+    budgets = _Budgets(memory, host_memory, disk, store, modules)
+    if vae_attention not in ("pooled", "exact"):
+        raise RequestError(f'vae_attention "{vae_attention}" is neither "pooled" nor "exact"')
+    with ExitStack() as undo:
+        for name, module in modules.items():
+            call = _StreamedCall(
+                name, module, module.forward, engine, budgets,
+                lazy=_is_controlnet(module) and module is not component,
+                pools=vae_attention == "pooled" and name.startswith("vae"),
+            )  # fmt: skip
+            before = module.__dict__.get("forward")
+            module.forward = call
+            undo.callback(_restore, module, before)
+        yield engine.report
+
+
+def _silent(_: Event) -> None:
+    pass
+
+
+def _restore(module: nn.Module, before: Any) -> None:
+    if before is None:
+        del module.forward
+    else:
+        module.forward = before
+
+
+def _checked_rows(rows: int | None) -> int | None:
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+        raise RequestError(f"rows={rows!r} is no band height; use a whole number from 1 on")
+    return rows
+
+
+# What is streamed
+
+
+def _streamed_modules(component: Any) -> dict[str, nn.Module]:
+    """The modules whose calls run in bands, by a name for messages."""
+    if isinstance(component, nn.Module):
+        return _parts(type(component).__name__, component)
+    found: dict[str, nn.Module] = {}
+    for name, part in (getattr(component, "components", None) or {}).items():
+        if isinstance(part, nn.Module) and name in ("unet", "controlnet", "vae"):
+            found |= _parts(name, part)
+    if not found:
+        raise RequestError(
+            f"{type(component).__name__} has no component that runs in bands; give a UNet, "
+            "ControlNet or autoencoder of diffusers, or a pipeline with one"
+        )
+    return found
+
+
+def _parts(name: str, module: nn.Module) -> dict[str, nn.Module]:
+    nets = getattr(module, "nets", None)
+    if nets is not None:  # several ControlNets
+        return {f"{name}.nets.{i}": net for i, net in enumerate(nets)}
+    encoder, decoder = getattr(module, "encoder", None), getattr(module, "decoder", None)
+    if isinstance(encoder, nn.Module) and isinstance(decoder, nn.Module):
+        return {"vae.encoder": encoder, "vae.decoder": decoder}
+    return {name: module}
+
+
+def _is_controlnet(module: nn.Module) -> bool:
+    return "ControlNet" in type(module).__name__
+
+
+def _refuse(name: str, module: nn.Module) -> None:
+    """Refuse what would change weights or attention behind the engine's back."""
+    if isinstance(getattr(module, "forward", None), _StreamedCall):
+        raise RequestError(f"{name} is streamed already; leave that context first")
+    if getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod"):
+        raise RequestError(f"{name} is compiled; stream the module before torch.compile")
+    for path, part in module.named_modules():
+        where = f"{name}.{path}" if path else name
+        if hasattr(part, "_hf_hook"):
+            raise RequestError(
+                f"{where} has a weights-offload hook of accelerate, which would swap weights "
+                "while bands read them; call pipe.remove_all_hooks() first"
+            )
+        if getattr(part, "_diffusers_hook", None) is not None and part._diffusers_hook.hooks:
+            raise RequestError(
+                f"{where} has a hook of diffusers (group offloading or a cache), which would "
+                "swap weights while bands read them; load the pipeline without it"
+            )
+        if all(getattr(part, key, None) is not None for key in ("s1", "s2", "b1", "b2")):
+            raise RequestError(
+                f"{where} has FreeU enabled, whose Fourier transform needs the whole picture; "
+                "call pipe.disable_freeu() first"
+            )
+        processor = type(getattr(part, "processor", None)).__name__
+        if processor.startswith(_SLICED):
+            raise RequestError(
+                f"{where} has the attention processor {processor}; the engine slices attention "
+                "itself: call pipe.unet.set_default_attn_processor() or "
+                "pipe.disable_attention_slicing() first"
+            )
+
+
+# Budgets
+
+
+@dataclass
+class _Budgets:
+    """Budgets as they were given, and the stores they make for a device."""
+
+    memory: str | int | None
+    host_memory: str | int | None
+    disk: str | int | None
+    store: str | None
+    modules: dict[str, nn.Module]
+
+    def __post_init__(self) -> None:
+        if self.store not in (None, "device", "host", "disk"):
+            raise RequestError(f'store "{self.store}" is none of "device", "host", "disk"')
+        self._memory = None if self.memory is None else parse_bytes(self.memory)
+        self._host = None if self.host_memory is None else parse_bytes(self.host_memory)
+        self._disk = _UNBOUNDED if self.disk is None else parse_bytes(self.disk)
+        # On a CPU the budget is that of the process, and this is what stands there already.
+        self._standing = psutil.Process().memory_info().rss
+
+    def stores(self, device: torch.device) -> tuple[tuple[Store, ...], int | None]:
+        """The stores for bands on `device`, and the one that everything is kept in."""
+        disk = Store("disk", self._disk, DISK_BYTES_PER_SECOND)
+        installed = default_budget(Machine.detect())
+        if device.type == "cpu":
+            free = (self._memory or installed) - self._standing
+            stores = (Store("host", max(0, free)), disk)
+            names = {"device": 0, "host": 0, "disk": 1}
+        else:
+            total = torch.cuda.get_device_properties(device).total_memory
+            free = (self._memory or total * 3 // 4) - self._resident_bytes(device)
+            host = Store("host", self._host or installed, BUS_BYTES_PER_SECOND)
+            stores = (Store("device", max(0, free)), host, disk)
+            names = {"device": 0, "host": 1, "disk": 2}
+        return stores, None if self.store is None else names[self.store]
+
+    def _resident_bytes(self, device: torch.device) -> int:
+        return sum(
+            p.numel() * p.element_size()
+            for module in self.modules.values()
+            for p in module.parameters()
+            if p.device == device
+        )
+
+
+# One call
+
+
+@dataclass
+class _StreamedCall:
+    """Stands in for a module's forward: records the call, then computes it in bands.
+
+    Attributes:
+        name: Of the module, for messages.
+        module: The module.
+        forward: Its own forward.
+        engine: Computes.
+        budgets: Of the engine, once the device is known.
+        lazy: Whether results may stay banded, for another component to read.
+        pools: Whether self-attention may pool its keys.
+    """
+
+    name: str
+    module: nn.Module
+    forward: Callable[..., Any]
+    engine: Engine
+    budgets: _Budgets
+    lazy: bool
+    pools: bool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives, computed in bands."""
+        sample = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(sample, Tensor) or sample.ndim != 4:
+            raise RequestError(f"{self.name} was not given an image (B, C, H, W) to stream")
+        device = sample.device
+        if torch.is_autocast_enabled(device.type):
+            raise RequestError(
+                f"{self.name} is called under autocast, whose dtypes bands cannot follow; load "
+                "the model in the dtype it shall run in"
+            )
+        self.engine.stores, self.engine.keep_in = self.budgets.stores(device)
+        self.engine.bring = lambda weight: weight.to(device, non_blocking=True)
+        height, batch = sample.shape[2], sample.shape[0]
+        results = []
+        with torch.no_grad(), pooling_keys(self.pools):
+            for b in range(batch):
+                results.append(self._sample(b, batch, height, args, kwargs))
+        return self._joined(results)
+
+    def _sample(self, b: int, batch: int, height: int, args: Any, kwargs: Any) -> list[Any]:
+        """The leaves of what one sample gives: whole tensors, or banded if those may stay."""
+        args = [self._argument(value, b, batch, i == 0, height) for i, value in enumerate(args)]
+        named = {
+            key: self._argument(
+                value, b, batch, (not args and i == 0) or key == "controlnet_cond", height
+            )
+            for i, (key, value) in enumerate(kwargs.items())
+        }
+        with naming_modules(self.module):
+            made = self.forward(*args, **named)
+        leaves, self._spec = tree_flatten(made, is_leaf=lambda x: isinstance(x, BandedTensor))
+        if self.lazy:
+            return leaves
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, BandedTensor)]
+        for i, whole in zip(places, self.engine.whole([leaves[i] for i in places]), strict=True):
+            leaves[i] = whole
+        return leaves
+
+    def _argument(self, value: Any, b: int, batch: int, image: bool, height: int) -> Any:
+        """One sample of an argument; images become banded."""
+        if isinstance(value, BandedTensor):
+            return BandedTensor.of([value.nodes[b]])
+        if isinstance(value, Tensor):
+            own = value.ndim > 0 and value.shape[0] == batch and batch > 1
+            value = value[b : b + 1] if own else value
+            if not image:
+                return value
+            level = Fraction(value.shape[2], height)
+            return banded_tensor(value, level=level)
+        if isinstance(value, dict):
+            return {k: self._argument(v, b, batch, False, height) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._argument(v, b, batch, False, height) for v in value)
+        return value
+
+    def _joined(self, results: list[list[Any]]) -> Any:
+        """The results of all samples as those of one batch."""
+        first = results[0]
+        if len(results) > 1:
+            first = [_stacked([result[i] for result in results]) for i in range(len(results[0]))]
+        return tree_unflatten(first, self._spec)
+
+
+def _stacked(parts: list[Any]) -> Any:
+    if isinstance(parts[0], BandedTensor):
+        return BandedTensor.of([part.nodes[0] for part in parts])
+    if isinstance(parts[0], Tensor) and parts[0].ndim:
+        return torch.cat(parts)
+    return parts[0]

@@ -1,0 +1,560 @@
+"""The schedule: passes, what is kept between them and where, and so every peak. No torch.
+
+A reduction splits a computation: what follows it needs all rows before it. So operations have a
+*depth*, the number of reductions on the longest way to them, and pass k finishes the reductions
+of depth k + 1. A value that later passes need is kept in a store, or computed again from what
+is kept; which one, and in which store, is searched for under the budget:
+
+1. keep every value that saves arithmetic (an *anchor*) where a later pass needs it;
+2. leave out those that cost nothing, since a later pass computes them once anyway;
+3. while a store is over its budget, at the worst pass, take the step that costs the least
+   seconds for each byte it frees: move a value to the next store, or compute it again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from hirescli.errors import RequestError
+from hirescli.planning.sweep import Sweep, band_rows, work_bytes
+from hirescli.planning.trace import SizedOp, Trace
+from hirescli.units import format_bytes
+
+_MOST_ROWS = 256
+_WORK_FRACTION = 0.5  # of the first store that bands may take where fewer rows would do
+
+
+@dataclass(frozen=True)
+class Store:
+    """A place for values between passes.
+
+    Attributes:
+        name: "device", "host" or "disk".
+        budget_bytes: What may rest there; bands are worked on in the first store.
+        bytes_per_second: Of moving a value there and of fetching it; the first store costs
+            nothing.
+    """
+
+    name: str
+    budget_bytes: int
+    bytes_per_second: float = math.inf
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One sweep over all bands.
+
+    Attributes:
+        order: Operations that it computes, loads or folds, ascending.
+        loads: Those that are loaded: inputs, and values kept by earlier passes.
+        folds: Reductions that it finishes.
+        keeps: Values that it puts into a store.
+        outputs: Values that leave the component in it.
+        frees: Kept values that nothing reads afterwards.
+        band_rows: Rows of the pass's finest level in one band.
+        work_bytes: Peak in the first store beside kept values.
+        stored_bytes: Peak of the values kept, for each store.
+        flops: Floating-point operations.
+        weights: Names of the weights it reads.
+    """
+
+    order: tuple[int, ...]
+    loads: tuple[int, ...]
+    folds: tuple[int, ...]
+    keeps: tuple[int, ...]
+    outputs: tuple[int, ...]
+    frees: tuple[int, ...]
+    band_rows: int
+    work_bytes: int
+    stored_bytes: tuple[int, ...]
+    flops: float
+    weights: tuple[str, ...]
+
+    def sweep(self, ops: Sequence[SizedOp]) -> Sweep:
+        """Its bands, from the top."""
+        targets = {*self.keeps, *self.outputs, *self.folds}
+        return Sweep(ops, order=self.order, loads=self.loads, targets=targets)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the engine executes and `hires plan` prints.
+
+    Attributes:
+        ops: The operations at their size.
+        passes: In order.
+        stores: Where values can rest; the first is where bands are computed.
+        kept: The store of every kept value, as an index into `stores`.
+        rows: Band height in rows of the component's input.
+        state_bytes: Of all reductions and what is made of them, in the first store.
+        moved_bytes: Written to and read from the stores other than the first.
+        plain_flops: What the whole-image call computes.
+        seconds: Estimate of arithmetic and moves.
+    """
+
+    ops: tuple[SizedOp, ...]
+    passes: tuple[Pass, ...]
+    stores: tuple[Store, ...]
+    kept: dict[int, int]
+    rows: int
+    state_bytes: int
+    moved_bytes: int
+    plain_flops: float
+    seconds: float
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of all passes."""
+        return sum(each.flops for each in self.passes)
+
+    @property
+    def peak_bytes(self) -> dict[str, int]:
+        """Peak of every store, by name."""
+        return {
+            store.name: _peak(self.passes, index, self.state_bytes)
+            for index, store in enumerate(self.stores)
+        }
+
+
+class BudgetError(RequestError):
+    """A budget that cannot hold one band.
+
+    Attributes:
+        least_bytes: The least that can, in the first store.
+    """
+
+    def __init__(self, message: str, least_bytes: int) -> None:
+        super().__init__(message)
+        self.least_bytes = least_bytes
+
+
+def make_schedule(
+    trace: Trace,
+    rows_in: int,
+    width_in: int,
+    *,
+    stores: Sequence[Store],
+    rows: int | None = None,
+    keep_in: int | None = None,
+    flops_per_second: float = 1e11,
+) -> Schedule:
+    """Schedule a component at a size under budgets.
+
+    Args:
+        trace: Of the component.
+        rows_in, width_in: Of its input at level 1.
+        stores: The first is where bands are computed; later ones are slower.
+        rows: Band height in rows of the input; None: the highest power of two, at most 256,
+            that leaves room for stores.
+        keep_in: Keep every value in this store, an index; None: as the budgets ask.
+        flops_per_second: Of the machine, to weigh arithmetic against moves.
+
+    Raises:
+        BudgetError: If not even bands of one row fit.
+    """
+    ops = trace.at(rows_in, width_in)
+    search = _Search(ops, trace.outputs, stores, flops_per_second, rows_in)
+    search.start(keep_in)
+    heights = [rows] if rows else _heights(rows_in)
+    for height in heights:
+        search.set_rows(height)
+        roomy = search.widest_work() <= stores[0].budget_bytes * _WORK_FRACTION
+        if not roomy and height != heights[-1]:
+            continue
+        attempt = search.copy()
+        if keep_in is not None or attempt.fit():
+            return attempt.schedule()
+    raise _too_small(attempt, height, stores)
+
+
+def _heights(rows_in: int) -> list[int]:
+    """Band heights to try: powers of two, the first at least the whole height if that is low."""
+    highest = min(_MOST_ROWS, 1 << max(0, (rows_in - 1).bit_length()))
+    return [highest >> k for k in range(highest.bit_length())]
+
+
+def _too_small(search: _Search, rows: int, stores: Sequence[Store]) -> BudgetError:
+    for index, store in enumerate(stores):
+        needed = search.peak(index)
+        if needed > store.budget_bytes:
+            return BudgetError(
+                f"needs at least {format_bytes(needed)} on the {store.name} in bands of {rows} "
+                f"rows, the budget is {format_bytes(store.budget_bytes)}; use a higher budget"
+                + ("" if rows == 1 else " or fewer rows"),
+                needed,
+            )
+    raise AssertionError("the schedule fits")
+
+
+@dataclass
+class _Use:
+    """What one pass computes and loads."""
+
+    computes: frozenset[int]
+    loads: frozenset[int]
+    flops: float
+
+
+@dataclass
+class _Search:
+    """The state of the search: which values are kept where, and what each pass does so.
+
+    Attributes:
+        kept: Values in a store, and which.
+        uses: What each pass does, by its depth.
+        work: Work bytes of each pass that is counted already.
+    """
+
+    ops: Sequence[SizedOp]
+    outputs: Sequence[int]
+    stores: Sequence[Store]
+    flops_per_second: float
+    rows_in: int
+    depth: list[int] = field(default_factory=list)
+    kept: dict[int, int] = field(default_factory=dict)
+    pinned: frozenset[int] = frozenset()
+    uses: dict[int, _Use] = field(default_factory=dict)
+    work: dict[int, int] = field(default_factory=dict)
+    rows: int = 1
+
+    def start(self, keep_in: int | None) -> None:
+        """Keep every anchor that a later pass needs, then leave out those that cost nothing."""
+        self.depth = _depths(self.ops)
+        first = keep_in or 0
+        self._folds: dict[int, list[int]] = {}
+        for index, sized in enumerate(self.ops):
+            if sized.op.kind == "reduction":
+                self._folds.setdefault(self.depth[index] - 1, []).append(index)
+        # Attention needs its keys and values whole, so they must rest somewhere. A view of
+        # what is kept would be made again for every band of queries.
+        self.pinned = frozenset(s.op.inputs[0] for s in self.ops if s.op.kind == "gather")
+        self._gather_last = self._last_uses_of_gathers()
+        self._out_passes = {k: [o for o in self.outputs if self.depth[o] == k] for k in self._all}
+        self.kept = dict.fromkeys((p for p in self.pinned if not self._is_input(p)), first)
+        self._keep_anchors(first)
+        self._recount(self._all)
+        self._leave_out_free_ones()
+
+    @property
+    def _all(self) -> range:
+        return range(max(self.depth) + 1)
+
+    def copy(self) -> _Search:
+        """A search that goes on from here by itself."""
+        twin = _Search(self.ops, self.outputs, self.stores, self.flops_per_second, self.rows_in)
+        twin.__dict__.update(self.__dict__)
+        twin.kept, twin.uses, twin.work = dict(self.kept), dict(self.uses), dict(self.work)
+        return twin
+
+    def set_rows(self, rows: int) -> None:
+        """Count work at this band height."""
+        self.rows, self.work = rows, {}
+
+    def widest_work(self) -> int:
+        """The largest work of a pass."""
+        return max(self._work(k) for k in self.uses)
+
+    def _is_input(self, op: int) -> bool:
+        return self.ops[op].op.kind == "input"
+
+    # What passes do
+
+    def _keep_anchors(self, store: int) -> None:
+        for k in self._all:
+            waiting, seen = list(self._targets(k)), set()
+            while waiting:
+                op = waiting.pop()
+                if op in seen or self._is_input(op):
+                    continue
+                seen.add(op)
+                if self.depth[op] < k and (self.ops[op].op.anchor or op in self.kept):
+                    self.kept.setdefault(op, store)
+                else:
+                    waiting.extend(self._banded_inputs(op))
+
+    def _banded_inputs(self, op: int) -> list[int]:
+        return [i for i in self.ops[op].op.inputs if self.ops[i].banded]
+
+    def _targets(self, k: int) -> Iterable[int]:
+        yield from self._folds.get(k, [])
+        yield from self._out_passes[k]
+        yield from (op for op in self.kept if self.depth[op] == k)
+
+    def _use(self, k: int) -> _Use:
+        """What pass k computes and loads, given what is kept."""
+        computes, loads = set(), set()
+        waiting = list(self._targets(k))
+        while waiting:
+            op = waiting.pop()
+            if op in computes or op in loads:
+                continue
+            if self._is_input(op) or (op in self.kept and self.depth[op] < k):
+                loads.add(op)
+                continue
+            computes.add(op)
+            waiting.extend(self._banded_inputs(op))
+        flops = math.fsum(self.ops[op].row_flops * self.ops[op].swept_rows for op in computes)
+        return _Use(frozenset(computes), frozenset(loads), flops)
+
+    def _recount(self, passes: Iterable[int]) -> None:
+        for k in passes:
+            use = self._use(k)
+            if use.computes or use.loads:
+                self.uses[k] = use
+            else:
+                self.uses.pop(k, None)
+            self.work.pop(k, None)
+
+    def _users(self, op: int) -> list[int]:
+        return [k for k, use in self.uses.items() if op in use.loads]
+
+    # Lifetimes
+
+    def _last_uses_of_gathers(self) -> dict[int, int]:
+        """The last pass in which a gathered value is read, by the value."""
+        last: dict[int, int] = {}
+        for index, sized in enumerate(self.ops):
+            for i in sized.op.inputs:
+                if self.ops[i].op.kind == "gather":
+                    value = self.ops[i].op.inputs[0]
+                    last[value] = max(last.get(value, 0), self.depth[index])
+        return last
+
+    def _last_uses(self) -> dict[int, int]:
+        """The last pass that reads each kept value."""
+        last = {op: max(self.depth[op], self._gather_last.get(op, 0)) for op in self.kept}
+        for k, use in self.uses.items():
+            for op in use.loads & last.keys():
+                last[op] = max(last[op], k)
+        return last
+
+    def _bytes(self, op: int) -> int:
+        return self.ops[op].rows * self.ops[op].row_bytes
+
+    def _stored(self) -> dict[int, list[int]]:
+        """Peak bytes of kept values in each pass, for each store.
+
+        A value that is written and one that is read for the last time share a pass row by row,
+        so only the larger sum of the two counts.
+        """
+        count = len(self.stores)
+        last = self._last_uses()
+        through = {k: [0] * count for k in self.uses}
+        born = {k: [0] * count for k in self.uses}
+        dying = {k: [0] * count for k in self.uses}
+        for op, store in self.kept.items():
+            size = self._bytes(op)
+            for k in self.uses:
+                if self.depth[op] < k < last[op] or (k == last[op] and op in self.pinned):
+                    through[k][store] += size
+                elif k == self.depth[op]:
+                    born[k][store] += size
+                elif k == last[op]:
+                    dying[k][store] += size
+        return {
+            k: [t + max(b, d) for t, b, d in zip(through[k], born[k], dying[k], strict=True)]
+            for k in self.uses
+        }
+
+    def _work(self, k: int) -> int:
+        if k not in self.work:
+            self.work[k] = work_bytes(self._pass_sweep(k), self.ops, self._band_rows(k))
+        return self.work[k]
+
+    def _pass_sweep(self, k: int) -> Sweep:
+        use = self.uses[k]
+        return Sweep(
+            self.ops,
+            order=sorted(use.computes | use.loads),
+            loads=use.loads,
+            targets=set(self._targets(k)),
+        )
+
+    def _band_rows(self, k: int) -> int:
+        use = self.uses[k]
+        finest = max(self.ops[op].swept_rows for op in use.computes | use.loads)
+        return band_rows(self.rows, finest_rows=finest, input_rows=self.rows_in)
+
+    def peak(self, store: int) -> int:
+        """Peak bytes of a store."""
+        stored = self._stored()
+        states = _state_bytes(self.ops) if store == 0 else 0
+        return states + max(
+            stored[k][store] + (self._work(k) if store == 0 else 0) for k in self.uses
+        )
+
+    # The search
+
+    def _leave_out_free_ones(self) -> None:
+        for op in sorted(self.kept):
+            if op in self.pinned:
+                continue
+            before, resting = self._flops(), self._resting()
+            undo = self._drop(op)
+            if self._flops() > before * (1 + 1e-9) or self._resting() > resting:
+                undo()
+
+    def _flops(self) -> float:
+        return math.fsum(use.flops for use in self.uses.values())
+
+    def _resting(self) -> int:
+        """Bytes times passes that they rest."""
+        last = self._last_uses()
+        return sum(self._bytes(op) * (last[op] - self.depth[op]) for op in self.kept)
+
+    def _drop(self, op: int) -> _Undo:
+        """Keep a value no more; returns what takes that back."""
+        affected = {*self._users(op), self.depth[op]}
+        undo = _Undo(self, op, self.kept[op], {k: self.uses.get(k) for k in affected})
+        undo.work = {k: self.work[k] for k in affected if k in self.work}
+        del self.kept[op]
+        self._recount(affected)
+        return undo
+
+    def fit(self) -> bool:
+        """Move values to later stores, or compute them again, until every store is in budget."""
+        states = _state_bytes(self.ops)
+        while True:
+            stored = self._stored()
+            over = {
+                (k, s): stored[k][s]
+                + (self._work(k) + states if s == 0 else 0)
+                - self.stores[s].budget_bytes
+                for k in self.uses
+                for s in range(len(self.stores))
+            }
+            (worst, store), excess = max(over.items(), key=lambda item: (item[1], -item[0][0]))
+            if excess <= 0:
+                return True
+            if not self._relieve(worst, store, stored):
+                return False
+
+    def _relieve(self, k: int, store: int, stored: dict[int, list[int]]) -> bool:
+        """Take the cheapest step that frees bytes of `store` in pass k; False if there is none."""
+        best: tuple[float, int, int | None] | None = None
+        last = self._last_uses()
+        for op in sorted(self.kept):
+            if self.kept[op] != store or not self.depth[op] <= k <= last[op]:
+                continue
+            size = self._bytes(op)
+            for seconds, target in self._ways(op, store, last[op], stored):
+                if best is None or seconds / size < best[0]:
+                    best = (seconds / size, op, target)
+        if best is None:
+            return False
+        _, op, target = best
+        if target is None:
+            self._drop(op)
+        else:
+            self.kept[op] = target
+        return True
+
+    def _ways(
+        self, op: int, store: int, last: int, stored: dict[int, list[int]]
+    ) -> Iterable[tuple[float, int | None]]:
+        """What it takes in seconds to move a value to a later store, or (None) to drop it."""
+        size = self._bytes(op)
+        for target in range(store + 1, len(self.stores)):
+            alive = [k for k in self.uses if self.depth[op] <= k <= last]
+            room = self.stores[target].budget_bytes - max(stored[k][target] for k in alive)
+            if room >= size:
+                reads = max(1, len(self._users(op)))
+                yield size * (1 + reads) / self.stores[target].bytes_per_second, target
+                break
+        if op not in self.pinned:
+            before = self._flops()
+            undo = self._drop(op)
+            added = self._flops() - before
+            undo()
+            yield added / self.flops_per_second, None
+
+    # The result
+
+    def schedule(self) -> Schedule:
+        """The schedule of what is kept now."""
+        stored = self._stored()
+        last = self._last_uses()
+        passes = tuple(self._pass(k, stored[k], last) for k in sorted(self.uses))
+        moved = sum(
+            self._bytes(op) * (1 + max(1, len(self._users(op))))
+            for op, store in self.kept.items()
+            if store > 0
+        )
+        seconds = self._flops() / self.flops_per_second + sum(
+            self._bytes(op)
+            * (1 + max(1, len(self._users(op))))
+            / self.stores[store].bytes_per_second
+            for op, store in self.kept.items()
+        )
+        return Schedule(
+            ops=tuple(self.ops),
+            passes=passes,
+            stores=tuple(self.stores),
+            kept=dict(self.kept),
+            rows=self.rows,
+            state_bytes=_state_bytes(self.ops),
+            moved_bytes=moved,
+            plain_flops=math.fsum(op.row_flops * op.swept_rows for op in self.ops),
+            seconds=seconds,
+        )
+
+    def _pass(self, k: int, stored: list[int], last: dict[int, int]) -> Pass:
+        use = self.uses[k]
+        order = tuple(sorted(use.computes | use.loads))
+        folds = tuple(self._folds.get(k, []))
+        resident = {i for op in order for i in self.ops[op].op.inputs}
+        return Pass(
+            order=order,
+            loads=tuple(sorted(use.loads)),
+            folds=folds,
+            keeps=tuple(sorted(op for op in self.kept if self.depth[op] == k)),
+            outputs=tuple(self._out_passes[k]),
+            frees=tuple(sorted(op for op in self.kept if last[op] == k)),
+            band_rows=self._band_rows(k),
+            work_bytes=self._work(k),
+            stored_bytes=tuple(stored),
+            flops=use.flops,
+            weights=tuple(
+                sorted({w for op in {*use.computes, *resident} for w in self.ops[op].op.weights})
+            ),
+        )
+
+
+@dataclass
+class _Undo:
+    """Takes back that a value is kept no more."""
+
+    search: _Search
+    op: int
+    store: int
+    uses: dict[int, _Use | None]
+    work: dict[int, int] = field(default_factory=dict)
+
+    def __call__(self) -> None:
+        self.search.kept[self.op] = self.store
+        for k, use in self.uses.items():
+            if use is None:
+                self.search.uses.pop(k, None)
+            else:
+                self.search.uses[k] = use
+            self.search.work.pop(k, None)
+        self.search.work.update(self.work)
+
+
+def _depths(ops: Sequence[SizedOp]) -> list[int]:
+    depth: list[int] = []
+    for sized in ops:
+        own = max((depth[i] for i in sized.op.inputs), default=0)
+        depth.append(own + (sized.op.kind in ("reduction", "gather")))
+    return depth
+
+
+def _state_bytes(ops: Sequence[SizedOp]) -> int:
+    return sum(op.state_bytes for op in ops)
+
+
+def _peak(passes: Sequence[Pass], store: int, state_bytes: int) -> int:
+    extra = state_bytes if store == 0 else 0
+    return extra + max(p.stored_bytes[store] + (p.work_bytes if store == 0 else 0) for p in passes)
