@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -95,6 +97,22 @@ class Report:
         self.rows = schedule.rows
         self.flops += schedule.flops
         self.plain_flops += schedule.plain_flops
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Without Python's search for cycles of garbage.
+
+    Recording makes thousands of objects, none in a cycle, and the search would go through all
+    modules again and again: a fifth of the time of a small call.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _silent(_: Event) -> None:

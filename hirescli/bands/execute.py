@@ -310,8 +310,10 @@ def join(pieces: Sequence[Piece], node: Node, above: int = 0, below: int = 0) ->
 
 
 def _zeros(node: Node, rows: int, like: Tensor) -> Tensor:
-    made = torch.zeros(node.band_shape(rows), dtype=like.dtype, device=like.device)
-    return made.contiguous(memory_format=torch.channels_last) if made.ndim == 4 else made
+    shape = node.band_shape(rows)
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    made = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+    return made.zero_()
 
 
 def out_of_memory(error: BaseException) -> bool:

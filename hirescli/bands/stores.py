@@ -56,32 +56,34 @@ class _RowsFirst:
     """How bands of one value lie in a store: rows one behind the other.
 
     The other dimensions lie as they do in the first band, so that channels-last bands are
-    written and read without rearranging. Bands come back with the same strides from every
-    store: the last bit of a product can depend on them.
+    written and read without rearranging; those of size one come before the rows. Bands come
+    back with the same strides from every store: the last bit of a product can depend on them.
     """
 
     def __init__(self, dim: int) -> None:
         self._dim = dim
-        self._order: list[int] | None = None
+        self._order: list[int] = []
+        self.rows_dim = 0
 
     def pack(self, band: Tensor) -> Tensor:
         """The band with its rows first, dense."""
-        if self._order is None:
+        if not self._order:
             others = [d for d in range(band.ndim) if d != self._dim]
-            self._order = [self._dim, *sorted(others, key=lambda d: (-band.stride(d), d))]
+            ones = [d for d in others if band.shape[d] == 1]
+            rest = sorted(set(others) - set(ones), key=lambda d: (-band.stride(d), d))
+            self._order, self.rows_dim = [*ones, self._dim, *rest], len(ones)
         return band.permute(self._order).contiguous()
 
     def unpack(self, packed: Tensor) -> Tensor:
         """The band as it was."""
-        assert self._order is not None, "nothing is kept yet"
         # Going through a flat view gives dimensions of size one their usual strides.
         dense = packed.flatten().view(packed.shape)
         return dense.permute([self._order.index(d) for d in range(len(self._order))])
 
-    def shape(self, whole: torch.Size, rows_dim: int) -> list[int]:
-        """The packed shape of a band with `rows_dim` elements in the rows' dimension."""
-        assert self._order is not None, "nothing is kept yet"
-        return [rows_dim, *(whole[d] for d in self._order[1:])]
+    def shape(self, whole: torch.Size, rows_size: int) -> list[int]:
+        """The packed shape of a band with `rows_size` elements in the rows' dimension."""
+        assert self._order, "nothing is kept yet"
+        return [rows_size if d == self._dim else whole[d] for d in self._order]
 
 
 @dataclass
@@ -116,8 +118,9 @@ class MemoryValue:
 
     def rows(self, lo: int, hi: int) -> Tensor:
         """A view of what is kept, or a copy across bands."""
-        parts = [self.fetch(part) for _, _, part in cut(self._pieces, lo, hi, 0, self.per_row)]
-        return self._layout.unpack(parts[0] if len(parts) == 1 else torch.cat(parts))
+        dim = self._layout.rows_dim
+        parts = [self.fetch(part) for _, _, part in cut(self._pieces, lo, hi, dim, self.per_row)]
+        return self._layout.unpack(parts[0] if len(parts) == 1 else torch.cat(parts, dim))
 
     def free(self, below: int) -> None:
         """Let go of pieces that end above."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hirescli.bands.attention import pooling_keys
-from hirescli.bands.engine import Engine, Report, banded_tensor
+from hirescli.bands.engine import Engine, Report, banded_tensor, no_collection
 from hirescli.bands.graph import parameter_names
 from hirescli.bands.tensor import BandedTensor, naming_modules
 from hirescli.errors import RequestError
@@ -268,7 +268,7 @@ class _StreamedCall:
         self.engine.bring = lambda weight: weight.to(device, non_blocking=True)
         height, batch = sample.shape[2], sample.shape[0]
         results = []
-        with torch.no_grad(), pooling_keys(self.pools):
+        with torch.no_grad(), pooling_keys(self.pools), no_collection():
             for b in range(batch):
                 results.append(self._sample(b, batch, height, args, kwargs))
         return self._joined(results)
