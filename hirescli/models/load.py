@@ -99,9 +99,9 @@ def _load(card: Card, *, dtype: str, weights: Path) -> Model:
     scheduler = TrailingDDIMScheduler.from_pretrained(weights / "scheduler", local_files_only=True)
     text = TextEncoder.load()
     mount(unet, adapter)
+    # Convolutions of few channels run more than twice as fast with channels last on a CPU.
+    autoencoder.to(memory_format=torch.channels_last)
     for module in (unet, autoencoder):
-        # Convolutions of this size run more than twice as fast with channels last on a CPU.
-        module.to(memory_format=torch.channels_last)
         module.eval().requires_grad_(False)
     return Model(card, text, unet, autoencoder, scheduler)
 
