@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hirescli.bands.execute import Execution, Sink
 from hirescli.bands.graph import Graph
-from hirescli.bands.stores import Ledger
+from hirescli.bands.stores import Kept, Ledger, new_value
 from hirescli.bands.tensor import BandedTensor, Grid, Node
 from hirescli.events import Event, Listener
 from hirescli.planning.schedule import Schedule, Store, make_schedule
@@ -172,17 +172,40 @@ class Engine:
 
     def whole(self, tensors: Sequence[BandedTensor]) -> list[Tensor]:
         """Banded tensors as whole ones; all are computed together."""
-        nodes = [node for tensor in tensors for node in tensor.nodes]
-        made, sinks = [], []
+        made, nodes, sinks = [], [], []
         for tensor in tensors:
             result = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
             made.append(result)
             for b, node in enumerate(tensor.nodes):
-                if node.grid is None:
-                    raise NotImplementedError
+                nodes.append(node)
                 sinks.append(_into(result[b : b + 1], node))
         self.compute(nodes, sinks)
         return made
+
+    def keep(self, tensors: Sequence[BandedTensor], store: str) -> list[BandedTensor]:
+        """Banded tensors computed together and kept in a store until they are garbage.
+
+        Args:
+            tensors: What is wanted; results of earlier calls among their operands.
+            store: "device", "host" or "disk".
+
+        Raises:
+            RunError: As `compute`, or if the disk has no room.
+        """
+        spill = self.spill or Path(tempfile.gettempdir())
+        nodes = [node for tensor in tensors for node in tensor.nodes]
+        kept = [new_value(node, store, spill, self.ledger) for node in nodes]
+        self.compute(nodes, [value.put for value in kept])
+        made = iter(_kept_input(n, k) for n, k in zip(nodes, kept, strict=True))
+        return [BandedTensor.of([next(made) for _ in tensor.nodes]) for tensor in tensors]
+
+
+def _kept_input(node: Node, kept: Kept) -> Node:
+    """The node of a kept value: it has no parents, so what made it can go."""
+    return Node(
+        kind="input", name="input", parents=(), shape=node.shape, dtype=node.dtype,
+        device=node.device, grid=node.grid, source=kept.rows,
+    )  # fmt: skip
 
 
 def _into(target: Tensor, node: Node) -> Sink:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hirescli.bands.graph import Graph
-from hirescli.bands.stores import DiskValue, Kept, Ledger, MemoryValue, cut
+from hirescli.bands.stores import Kept, Ledger, cut, new_value
 from hirescli.bands.tensor import Node, Span
 from hirescli.errors import RunError
 from hirescli.events import BandHalved, Listener, PassDone
@@ -98,7 +98,8 @@ class Execution:
     def kept(self, op: int) -> Kept:
         """The value of `op` in its store."""
         if op not in self._kept:
-            self._kept[op] = self._new_value(op)
+            store = self.schedule.stores[self.schedule.kept[op]].name
+            self._kept[op] = new_value(self._node(op), store, self.spill, self.ledger)
         return self._kept[op]
 
     def keys(self, op: int) -> Callable[[], Any]:
@@ -122,36 +123,12 @@ class Execution:
         sized = self.schedule.ops[source]
         return max(1, self.schedule.rows * sized.rows // max(self.graph.rows, sized.rows))
 
-    def _new_value(self, op: int) -> Kept:
-        node, store = self._node(op), self.schedule.stores[self.schedule.kept[op]]
-        assert node.grid is not None
-
-        def count(count_bytes: int) -> None:
-            self.ledger.add(store.name, count_bytes)
-
-        if store.name == "disk":
-            return DiskValue(
-                self.spill, shape=node.shape, dtype=node.dtype, dim=node.grid.dim,
-                rows=node.grid.rows, device=node.device, count=count,
-            )  # fmt: skip
-        if store.name == "host" and node.device.type != "cpu":
-            return MemoryValue(
-                node.grid.dim, node.per_row, count,
-                place=_to_pinned, fetch=lambda band: band.to(node.device, non_blocking=True),
-            )  # fmt: skip
-        return MemoryValue(node.grid.dim, node.per_row, count)
-
     def _node(self, op: int) -> Node:
         return self.graph.nodes[op]
 
     def _module(self, each: Pass) -> str:
         last = (*each.folds, *each.outputs, *each.keeps)
         return self._node(last[0]).module if last else ""
-
-
-def _to_pinned(band: Tensor) -> Tensor:
-    pinned = torch.empty_like(band, device="cpu", pin_memory=True)
-    return pinned.copy_(band)
 
 
 @dataclass

@@ -71,6 +71,7 @@ def record_local(
 
 
 def flatten(value: Any) -> list[Any]:
+    """The leaves of nested lists, tuples and dictionaries."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
@@ -144,9 +145,7 @@ def infer(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
     flat: list[Any] = []
 
     def describe(value: Any) -> Any:
-        if isinstance(value, Node):
-            flat.append((tuple(value.shape), value.dtype))
-        elif isinstance(value, Tensor):
+        if isinstance(value, (Node, Tensor)):
             flat.append((tuple(value.shape), value.dtype))
         else:
             return value

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hirescli.bands.tensor import Node
 from hirescli.errors import RunError
 from hirescli.units import format_bytes
 
@@ -50,6 +51,41 @@ class Kept(Protocol):
 
     def close(self) -> None:
         """Nothing is read any more."""
+
+
+def new_value(node: Node, store: str, spill: Path, ledger: Ledger) -> Kept:
+    """A place in a store for the value of a node.
+
+    Args:
+        node: Whose rows will be kept.
+        store: "device", "host" or "disk".
+        spill: Folder of the disk store.
+        ledger: Counts.
+
+    Raises:
+        RunError: If the disk has no room.
+    """
+    assert node.grid is not None, "only values with rows are kept"
+
+    def count(count_bytes: int) -> None:
+        ledger.add(store, count_bytes)
+
+    if store == "disk":
+        return DiskValue(
+            spill, shape=node.shape, dtype=node.dtype, dim=node.grid.dim, rows=node.grid.rows,
+            device=node.device, count=count,
+        )  # fmt: skip
+    if store == "host" and node.device.type != "cpu":
+        return MemoryValue(
+            node.grid.dim, node.per_row, count,
+            place=_to_pinned, fetch=lambda band: band.to(node.device, non_blocking=True),
+        )  # fmt: skip
+    return MemoryValue(node.grid.dim, node.per_row, count)
+
+
+def _to_pinned(band: Tensor) -> Tensor:
+    pinned = torch.empty_like(band, device="cpu", pin_memory=True)
+    return pinned.copy_(band)
 
 
 class _RowsFirst:
@@ -112,6 +148,9 @@ class MemoryValue:
         packed = self._layout.pack(band)
         if packed.untyped_storage().nbytes() > packed.numel() * packed.element_size():
             packed = packed.clone()
+        while self._pieces and self._pieces[-1][1] > lo:  # given again after memory ran out
+            _, _, old = self._pieces.pop()
+            self.count(-old.numel() * old.element_size())
         packed = self.place(packed)
         self.count(packed.numel() * packed.element_size())
         self._pieces.append((lo, hi, packed))
@@ -182,7 +221,7 @@ class DiskValue:
         self._row_bytes = shape.numel() * dtype.itemsize // rows
         self._bytes = self._row_bytes * rows
         try:
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
             try:
                 _reserve(self._file.fileno(), self._bytes)
             except OSError:

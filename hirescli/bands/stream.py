@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch import nn
 
-from hirescli.bands.attention import pooling_keys
-from hirescli.bands.engine import Engine, Report, banded_tensor, no_collection
+from hirescli.bands.call import StreamedCall, replaced_forward
+from hirescli.bands.engine import Engine, Report
 from hirescli.bands.graph import parameter_names
-from hirescli.bands.tensor import BandedTensor, naming_modules
 from hirescli.errors import RequestError
 from hirescli.events import Event, Listener
 from hirescli.planning.machine import Machine, default_budget
@@ -86,28 +83,21 @@ def stream(
     budgets = _Budgets(memory, host_memory, disk, store, modules)
     if vae_attention not in ("pooled", "exact"):
         raise RequestError(f'vae_attention "{vae_attention}" is neither "pooled" nor "exact"')
-    with ExitStack() as undo:
+    with ExitStack() as contexts:
         for name, module in modules.items():
-            call = _StreamedCall(
-                name, module, module.forward, engine, budgets,
-                lazy=_is_controlnet(module) and module is not component,
+            lazy = _is_controlnet(module) and module is not component
+            call = StreamedCall(
+                name, module, engine,
+                give=list if lazy else engine.whole,
+                enter=budgets.enter,
                 pools=vae_attention == "pooled" and name.startswith("vae"),
             )  # fmt: skip
-            before = module.__dict__.get("forward")
-            module.forward = call
-            undo.callback(_restore, module, before)
+            contexts.enter_context(replaced_forward(module, call))
         yield engine.report
 
 
 def _silent(_: Event) -> None:
     pass
-
-
-def _restore(module: nn.Module, before: Any) -> None:
-    if before is None:
-        del module.forward
-    else:
-        module.forward = before
 
 
 def _checked_rows(rows: int | None) -> int | None:
@@ -151,7 +141,7 @@ def _is_controlnet(module: nn.Module) -> bool:
 
 def _refuse(name: str, module: nn.Module) -> None:
     """Refuse what would change weights or attention behind the engine's back."""
-    if isinstance(getattr(module, "forward", None), _StreamedCall):
+    if isinstance(getattr(module, "forward", None), StreamedCall):
         raise RequestError(f"{name} is streamed already; leave that context first")
     if getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod"):
         raise RequestError(f"{name} is compiled; stream the module before torch.compile")
@@ -203,8 +193,8 @@ class _Budgets:
         # On a CPU the budget is that of the process, and this is what stands there already.
         self._standing = psutil.Process().memory_info().rss
 
-    def stores(self, device: torch.device) -> tuple[tuple[Store, ...], int | None]:
-        """The stores for bands on `device`, and the one that everything is kept in."""
+    def enter(self, engine: Engine, device: torch.device) -> None:
+        """Give the engine the stores for bands on `device`."""
         disk = Store("disk", self._disk, DISK_BYTES_PER_SECOND)
         installed = default_budget(Machine.detect())
         if device.type == "cpu":
@@ -217,7 +207,8 @@ class _Budgets:
             host = Store("host", self._host or installed, BUS_BYTES_PER_SECOND)
             stores = (Store("device", max(0, free)), host, disk)
             names = {"device": 0, "host": 1, "disk": 2}
-        return stores, None if self.store is None else names[self.store]
+        engine.stores = stores
+        engine.keep_in = None if self.store is None else names[self.store]
 
     def _resident_bytes(self, device: torch.device) -> int:
         return sum(
@@ -226,100 +217,3 @@ class _Budgets:
             for p in module.parameters()
             if p.device == device
         )
-
-
-# One call
-
-
-@dataclass
-class _StreamedCall:
-    """Stands in for a module's forward: records the call, then computes it in bands.
-
-    Attributes:
-        name: Of the module, for messages.
-        module: The module.
-        forward: Its own forward.
-        engine: Computes.
-        budgets: Of the engine, once the device is known.
-        lazy: Whether results may stay banded, for another component to read.
-        pools: Whether self-attention may pool its keys.
-    """
-
-    name: str
-    module: nn.Module
-    forward: Callable[..., Any]
-    engine: Engine
-    budgets: _Budgets
-    lazy: bool
-    pools: bool
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module gives, computed in bands."""
-        sample = args[0] if args else next(iter(kwargs.values()), None)
-        if not isinstance(sample, Tensor) or sample.ndim != 4:
-            raise RequestError(f"{self.name} was not given an image (B, C, H, W) to stream")
-        device = sample.device
-        if torch.is_autocast_enabled(device.type):
-            raise RequestError(
-                f"{self.name} is called under autocast, whose dtypes bands cannot follow; load "
-                "the model in the dtype it shall run in"
-            )
-        self.engine.stores, self.engine.keep_in = self.budgets.stores(device)
-        self.engine.bring = lambda weight: weight.to(device, non_blocking=True)
-        height, batch = sample.shape[2], sample.shape[0]
-        results = []
-        with torch.no_grad(), pooling_keys(self.pools), no_collection():
-            for b in range(batch):
-                results.append(self._sample(b, batch, height, args, kwargs))
-        return self._joined(results)
-
-    def _sample(self, b: int, batch: int, height: int, args: Any, kwargs: Any) -> list[Any]:
-        """The leaves of what one sample gives: whole tensors, or banded if those may stay."""
-        args = [self._argument(value, b, batch, i == 0, height) for i, value in enumerate(args)]
-        named = {
-            key: self._argument(
-                value, b, batch, (not args and i == 0) or key == "controlnet_cond", height
-            )
-            for i, (key, value) in enumerate(kwargs.items())
-        }
-        with naming_modules(self.module):
-            made = self.forward(*args, **named)
-        leaves, self._spec = tree_flatten(made, is_leaf=lambda x: isinstance(x, BandedTensor))
-        if self.lazy:
-            return leaves
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, BandedTensor)]
-        for i, whole in zip(places, self.engine.whole([leaves[i] for i in places]), strict=True):
-            leaves[i] = whole
-        return leaves
-
-    def _argument(self, value: Any, b: int, batch: int, image: bool, height: int) -> Any:
-        """One sample of an argument; images become banded."""
-        if isinstance(value, BandedTensor):
-            return BandedTensor.of([value.nodes[b]])
-        if isinstance(value, Tensor):
-            own = value.ndim > 0 and value.shape[0] == batch and batch > 1
-            value = value[b : b + 1] if own else value
-            if not image:
-                return value
-            level = Fraction(value.shape[2], height)
-            return banded_tensor(value, level=level)
-        if isinstance(value, dict):
-            return {k: self._argument(v, b, batch, False, height) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(self._argument(v, b, batch, False, height) for v in value)
-        return value
-
-    def _joined(self, results: list[list[Any]]) -> Any:
-        """The results of all samples as those of one batch."""
-        first = results[0]
-        if len(results) > 1:
-            first = [_stacked([result[i] for result in results]) for i in range(len(results[0]))]
-        return tree_unflatten(first, self._spec)
-
-
-def _stacked(parts: list[Any]) -> Any:
-    if isinstance(parts[0], BandedTensor):
-        return BandedTensor.of([part.nodes[0] for part in parts])
-    if isinstance(parts[0], Tensor) and parts[0].ndim:
-        return torch.cat(parts)
-    return parts[0]

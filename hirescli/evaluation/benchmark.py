@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hirescli.errors import RunError
+from hirescli.errors import HiresError, RequestError, RunError
 
 # ru_maxrss counts KiB on Linux and bytes on macOS.
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -54,15 +54,16 @@ class ImageRun:
     readers: dict[str, str]
 
 
-def measured(args: Sequence[str]) -> Run:
-    """Run `hires` with these words in a child process.
+def measured(args: Sequence[str], *, module: str = "hirescli") -> Run:
+    """Run `hires`, or another module of ours, with these words in a child process.
 
     Raises:
+        RequestError: If it ends with 2: what was asked for is wrong.
         RunError: If it ends with another code than 0.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.perf_counter()
-        child = subprocess.Popen([sys.executable, "-m", "hirescli", *args], stdout=out, stderr=err)
+        child = subprocess.Popen([sys.executable, "-m", module, *args], stdout=out, stderr=err)
         try:
             _, status, usage = os.wait4(child.pid, 0)
         except BaseException:
@@ -73,9 +74,14 @@ def measured(args: Sequence[str]) -> Run:
         out.seek(0)
         err.seek(0)
         if child.returncode != 0:
-            told = err.read().decode(errors="replace").strip()
-            raise RunError(f"hires {' '.join(args)} ended with {child.returncode}: {told}")
+            raise _failure(args, child.returncode, err.read().decode(errors="replace").strip())
         return Run(seconds, usage.ru_maxrss * _RSS_UNIT, out.read().decode())
+
+
+def _failure(args: Sequence[str], code: int, told: str) -> HiresError:
+    if code == RequestError.exit_code:
+        return RequestError(told.removeprefix("error: "))
+    return RunError(f"hires {' '.join(args)} ended with {code}: {told}")
 
 
 def help_seconds() -> float:

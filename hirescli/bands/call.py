@@ -1,0 +1,148 @@
+"""One call of a module, recorded and computed in bands in place of its own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from hirescli.bands.attention import pooling_keys
+from hirescli.bands.engine import Engine, banded_tensor, no_collection
+from hirescli.bands.tensor import BandedTensor, naming_modules
+from hirescli.errors import RequestError
+
+_IMAGES = ("controlnet_cond",)  # arguments with rows beside the first
+
+
+def _enter_nothing(engine: Engine, device: torch.device) -> None:
+    pass
+
+
+@dataclass
+class StreamedCall:
+    """Stands in for a module's forward: records the call, then computes it in bands.
+
+    Samples of a batch are computed one after the other.
+
+    Attributes:
+        name: Of the module, for messages.
+        module: The module.
+        engine: Computes.
+        give: Makes of one sample's banded results what the call gives: whole tensors, kept
+            ones, or the same where another component reads them.
+        enter: Prepares the engine for bands on a device.
+        pools: Whether self-attention may pool its keys.
+    """
+
+    name: str
+    module: nn.Module
+    engine: Engine
+    give: Callable[[Sequence[BandedTensor]], Sequence[Any]]
+    enter: Callable[[Engine, torch.device], None] = _enter_nothing
+    pools: bool = False
+    forward: Callable[..., Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.forward = self.module.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives.
+
+        Raises:
+            RequestError: If it cannot be computed in bands.
+        """
+        sample = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(sample, Tensor) or sample.ndim != 4:
+            raise RequestError(f"{self.name} was not given an image (B, C, H, W) to stream")
+        device = sample.device
+        if torch.is_autocast_enabled(device.type):
+            raise RequestError(
+                f"{self.name} is called under autocast, whose dtypes bands cannot follow; load "
+                "the model in the dtype it shall run in"
+            )
+        self.enter(self.engine, device)
+        self.engine.bring = lambda weight: weight.to(device, non_blocking=True)
+        batch, height = sample.shape[0], sample.shape[2]
+        results = []
+        with torch.no_grad(), pooling_keys(self.pools), no_collection():
+            for b in range(batch):
+                own = _Sample(b, batch, height)
+                results.append(self._sample(*own.arguments(args, kwargs)))
+        return self._joined(results)
+
+    def _sample(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        """The leaves of what one sample gives."""
+        with naming_modules(self.module):
+            made = self.forward(*args, **kwargs)
+        leaves, self._spec = tree_flatten(made, is_leaf=lambda x: isinstance(x, BandedTensor))
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, BandedTensor)]
+        for i, given in zip(places, self.give([leaves[i] for i in places]), strict=True):
+            leaves[i] = given
+        return leaves
+
+    def _joined(self, results: list[list[Any]]) -> Any:
+        """The results of all samples as those of one batch."""
+        leaves = [_stacked(parts) for parts in zip(*results, strict=True)]
+        return tree_unflatten(leaves, self._spec)
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, call: StreamedCall) -> Iterator[None]:
+    """Call `call` in place of the module's forward while the context lasts."""
+    before = module.__dict__.get("forward")
+    module.forward = call
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Cuts one sample out of the arguments of a batch."""
+
+    index: int
+    batch: int
+    height: int
+
+    def arguments(
+        self, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        own = [self._cut(value, image=i == 0) for i, value in enumerate(args)]
+        named = {
+            key: self._cut(value, image=(not args and i == 0) or key in _IMAGES)
+            for i, (key, value) in enumerate(kwargs.items())
+        }
+        return own, named
+
+    def _cut(self, value: Any, image: bool = False) -> Any:
+        if isinstance(value, BandedTensor):
+            return BandedTensor.of([value.nodes[self.index]])
+        if isinstance(value, Tensor):
+            if self.batch > 1 and value.ndim > 0 and value.shape[0] == self.batch:
+                value = value[self.index : self.index + 1]
+            if not image:
+                return value
+            return banded_tensor(value, level=Fraction(value.shape[2], self.height))
+        if isinstance(value, dict):
+            return {key: self._cut(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._cut(each) for each in value)
+        return value
+
+
+def _stacked(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], BandedTensor):
+        return BandedTensor.of([part.nodes[0] for part in parts])
+    if len(parts) > 1 and isinstance(parts[0], Tensor) and parts[0].ndim:
+        return torch.cat(list(parts))
+    return parts[0]
