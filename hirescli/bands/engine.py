@@ -6,7 +6,7 @@ import gc
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -201,10 +201,11 @@ class Engine:
 
 
 def _kept_input(node: Node, kept: Kept) -> Node:
-    """The node of a kept value: it has no parents, so what made it can go."""
+    """The node of a kept value, an input of level 1: what made it can go."""
+    assert node.grid is not None
     return Node(
         kind="input", name="input", parents=(), shape=node.shape, dtype=node.dtype,
-        device=node.device, grid=node.grid, source=kept.rows,
+        device=node.device, grid=replace(node.grid, level=Fraction(1)), source=kept.rows,
     )  # fmt: skip
 
 

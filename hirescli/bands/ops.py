@@ -52,6 +52,8 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return result
     if func not in HANDLERS:
         raise unknown(name_of(func))
+    if "axis" in kwargs:  # numpy's name, which torch takes too
+        kwargs = {("dim" if key == "axis" else key): value for key, value in kwargs.items()}
     samples = max(len(t.nodes) for t in _banded((args, kwargs)))
     if func in ON_SAMPLES:
         made = ON_SAMPLES[func](*args, **kwargs)

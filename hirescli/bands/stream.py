@@ -17,13 +17,15 @@ from hirescli.bands.engine import Engine, Report
 from hirescli.bands.graph import parameter_names
 from hirescli.errors import RequestError
 from hirescli.events import Event, Listener
-from hirescli.planning.machine import Machine, default_budget
+from hirescli.planning.machine import (
+    BUS_BYTES_PER_SECOND,
+    DISK_BYTES_PER_SECOND,
+    Machine,
+    default_budget,
+)
 from hirescli.planning.schedule import Store
 from hirescli.units import parse_bytes
 
-# Estimates to weigh moves against arithmetic, not promises: a disk, and a bus to the host.
-DISK_BYTES_PER_SECOND = 0.5e9
-BUS_BYTES_PER_SECOND = 20e9
 _UNBOUNDED = 1 << 62
 _SLICED = ("Sliced", "XFormers")
 

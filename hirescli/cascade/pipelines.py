@@ -10,12 +10,14 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
     StableDiffusionImg2ImgPipeline,
 )
-from diffusers.utils.torch_utils import randn_tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import Tensor
 
+    from hirescli.bands.tensor import BandedTensor
     from hirescli.models.load import Model
 
 
@@ -23,22 +25,28 @@ class LatentImg2ImgPipeline(StableDiffusionImg2ImgPipeline):
     """Image-to-image that takes latents of any number of channels as `image`.
 
     The pipeline it extends knows latents by their four channels and would encode others.
+
+    Attributes:
+        noise_like: Gives the noise for latents.
+        keep: Computes latents and keeps them.
     """
+
+    noise_like: Callable[[BandedTensor], BandedTensor]
+    keep: Callable[[BandedTensor], BandedTensor]
 
     def prepare_latents(
         self,
-        image: Tensor,
+        image: BandedTensor,
         timestep: Tensor,
         batch_size: int,
         num_images_per_prompt: int,
         dtype: torch.dtype,
         device: torch.device,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The latents (B, C, h, w) of `image`, noised to `timestep`."""
-        clean = image.to(device=device, dtype=dtype)
-        noise = randn_tensor(clean.shape, generator=generator, device=device, dtype=dtype)
-        return self.scheduler.add_noise(clean, noise, timestep)  # type: ignore[no-any-return]
+    ) -> BandedTensor:
+        """The latents (1, C, h, w) of `image`, noised to `timestep`."""
+        noise = self.noise_like(image)
+        return self.keep(self.scheduler.add_noise(image.to(dtype), noise.to(dtype), timestep))
 
 
 def text_to_image(model: Model) -> StableDiffusionPipeline:

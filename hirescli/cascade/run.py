@@ -128,7 +128,8 @@ def _make(
     tell(RunStarted(validated))
     recipe = _with_truncation(plan.recipe, model, tell)
     noise = torch.Generator("cpu").manual_seed(recipe.seed)
-    last_spool = _cascade(plan, directory, Stages(model, recipe, noise, tell), tell)
+    spill = plan.spill or directory.path
+    last_spool = _cascade(plan, directory, Stages(model, plan, noise, spill, tell), tell)
     file = finalise(
         last_spool,
         validated.output,
@@ -144,14 +145,14 @@ def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener
     """Run all stages; returns the 8-bit spool of the last one."""
     *_, last = plan.stages
     previous: Path | None = None
-    for stage in plan.stages:
-        began = time.monotonic()
+    for cost in plan.stage_costs:
+        stage, began = cost.stage, time.monotonic()
         size_px = (stage.width_px, stage.height_px)
         tell(StageStarted(stage.index, len(plan.stages), stage.kind, *size_px, stage.steps))
         if previous is None:
-            latents = stages.base(stage)
+            latents = stages.base(cost)
         else:
-            latents = stages.upscale(stage, stages.encode(previous, stage))
+            latents = stages.upscale(cost, stages.encode(previous, cost))
             previous.unlink()
         if stage is last:
             spool = Spool.open(directory.spool(_LAST), writable=True)
@@ -159,7 +160,7 @@ def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener
             path = directory.spool(stage.index)
             spool = Spool.create(path, width_px=size_px[0], height_px=size_px[1], bits=16)
         with spool:
-            stages.decode(latents, stage, spool)
+            stages.decode(latents, cost, spool)
         previous = spool.path
         tell(StageDone(stage.index, time.monotonic() - began))
     assert previous is not None, "a plan has stages"

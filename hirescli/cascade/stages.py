@@ -1,29 +1,44 @@
-"""The stages of one image: each takes latents to latents through a diffusers pipeline."""
+"""The stages of one image: each takes latents to latents through a diffusers pipeline.
+
+Latents never stand whole in memory where the plan keeps them on disk: the pipeline is given
+banded tensors, its arithmetic between two denoiser calls is recorded, and after every step what
+it holds is computed in bands and kept.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from hirescli.bands.call import StreamedCall, replaced_forward
+from hirescli.bands.engine import Engine, banded_tensor
+from hirescli.bands.execute import NotFiniteError
+from hirescli.bands.graph import parameter_names
+from hirescli.bands.tensor import BandedTensor
 from hirescli.cascade.methods import anchor_colours
+from hirescli.cascade.noise import noise_like
 from hirescli.cascade.pipelines import image_to_image, text_to_image
 from hirescli.errors import RunError
-from hirescli.events import Listener, RowsDecoded, RowsEncoded, StepDone
-from hirescli.output.resize import resized_rows
-from hirescli.output.spool import NotFiniteError, Spool, quantise
+from hirescli.events import Listener, RowsDecoded, RowsEncoded, StepDone, Warned
+from hirescli.output import spool as spools
+from hirescli.output.resize import Resized
+from hirescli.output.spool import Spool, quantise
 from hirescli.planning.cascade import schedule_steps
-from hirescli.vae.rows import decode_rows, encode_rows
+from hirescli.planning.cost import stores_of
+from hirescli.vae.rows import Rows, decode_rows, encode_rows
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from hirescli.models.load import Model
     from hirescli.planning.cascade import Stage
-    from hirescli.recipe import Recipe
+    from hirescli.planning.cost import StageCost
+    from hirescli.planning.plan import Plan
 
 Tensors = dict[str, Any]
 # With noise of zero signal at the first step, plain guidance overshoots in contrast
@@ -31,85 +46,140 @@ Tensors = dict[str, Any]
 GUIDANCE_RESCALE = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stages:
     """What every stage of one image is given.
 
     Attributes:
         model: The loaded modules.
-        recipe: Resolved; `rows` is the band height in latent rows.
+        plan: Of the image: its recipe, budgets and stages.
         noise: The one source of random numbers of the image, on the CPU, so that a seed means
             the same noise on every device.
-        listener: Is told of steps and rows.
+        spill: Folder for values on disk.
+        listener: Is told of steps, rows and passes.
     """
 
     model: Model
-    recipe: Recipe
+    plan: Plan
     noise: torch.Generator
+    spill: Path
     listener: Listener
+    _names: dict[int, str] = field(init=False, repr=False)
 
-    def base(self, stage: Stage) -> Tensor:
+    def __post_init__(self) -> None:
+        self._names = parameter_names(self.model.unet, self.model.autoencoder)
+
+    def base(self, cost: StageCost) -> BandedTensor:
         """Latents (1, C, h, w), float32, of the base picture, from noise."""
+        stage, engine = cost.stage, self._engine(cost)
         pipeline = text_to_image(self.model)
-        made = pipeline(
-            **self._arguments(stage),
-            height=stage.height_px,
-            width=stage.width_px,
-            num_inference_steps=stage.steps,
-        ).images
-        return self._checked(made, stage)
+        with self._denoising(pipeline, engine, cost):
+            made = pipeline(
+                **self._arguments(pipeline, engine, cost),
+                height=stage.height_px,
+                width=stage.width_px,
+                num_inference_steps=stage.steps,
+            ).images
+            (kept,) = engine.keep([made.float()], cost.latents_store)
+        return kept
 
-    def upscale(self, stage: Stage, encoded: Tensor) -> Tensor:
+    def upscale(self, cost: StageCost, encoded: BandedTensor) -> BandedTensor:
         """Latents (1, C, h, w), float32: `encoded` of the same shape, renoised and denoised."""
+        stage, engine = cost.stage, self._engine(cost)
         assert stage.strength is not None
         pipeline = image_to_image(self.model)
-        made = pipeline(
-            **self._arguments(stage),
-            image=encoded,
-            strength=stage.strength,
-            num_inference_steps=schedule_steps(stage.strength, stage.steps),
-        ).images
-        anchor = self.model.card.colour_anchor
-        made = anchor_colours(made.float(), encoded, deviation=anchor == "moments")
-        return self._checked(made, stage)
+        folder = self.spill if cost.latents_store == "disk" else None
+        pipeline.noise_like = lambda latents: noise_like(latents, self.noise, folder)
+        pipeline.keep = lambda latents: engine.keep([latents], cost.latents_store)[0]
+        with self._denoising(pipeline, engine, cost):
+            made = pipeline(
+                **self._arguments(pipeline, engine, cost),
+                image=encoded,
+                strength=stage.strength,
+                num_inference_steps=schedule_steps(stage.strength, stage.steps),
+            ).images
+            anchor = self.model.card.colour_anchor
+            made = anchor_colours(made.float(), encoded, deviation=anchor == "moments")
+            (kept,) = engine.keep([made], cost.latents_store)
+        return kept
 
-    def decode(self, latents: Tensor, stage: Stage, spool: Spool) -> None:
-        """Decode latents into a writable spool of the stage's size, row by row."""
-        for y, rows in decode_rows(self.model.autoencoder, latents, rows=self._rows):
+    def decode(self, latents: BandedTensor, cost: StageCost, spool: Spool) -> None:
+        """Decode latents into a writable spool of the stage's size, row by row.
+
+        A decoder of half precision that gives no number is tried again in float32, once.
+        """
+        stage, autoencoder = cost.stage, self.model.autoencoder
+
+        def sink(y: int, rows: Rows) -> None:
+            spool.write_rows(y, quantise(rows, spool.bits))
+            self.listener(RowsDecoded(stage.index, y + len(rows), stage.height_px))
+
+        def decode() -> None:
+            with self._naming(stage):
+                decode_rows(autoencoder, latents, engine=self._engine(cost), sink=sink)
+
+        try:
+            decode()
+        except _NotFinite as error:
+            if autoencoder.dtype == torch.float32:
+                raise
+            self.listener(Warned(f"{error}; decoding again in float32"))
+            dtype = autoencoder.dtype
+            autoencoder.float()
             try:
-                spool.write_rows(y, quantise(rows, spool.bits))
-            except NotFiniteError as error:
-                raise RunError(f"{self._named(stage)} gave {error}; {self._advice}") from error
-            done = y + len(rows)
-            self.listener(RowsDecoded(stage.index, done, stage.height_px))
+                decode()
+            finally:
+                autoencoder.to(dtype)
         spool.flush()
 
-    def encode(self, path: Path, stage: Stage) -> Tensor:
+    def encode(self, path: Path, cost: StageCost) -> BandedTensor:
         """Latents (1, C, h, w), float32, of the spool at `path`, enlarged to the stage's size."""
-        factor = self.model.card.vae_factor
-        channels = self.model.card.latent_channels
-        encoded = torch.empty(1, channels, stage.latent_height, stage.latent_width)
-        width_px, height_px, rows = stage.width_px, stage.height_px, self._rows * factor
-        with Spool.open(path) as spool:
-            bands = resized_rows(spool, width_px=width_px, height_px=height_px, rows=rows)
-            for row, latents in encode_rows(
-                self.model.autoencoder, bands, width_px=width_px, height_px=height_px
-            ):
-                encoded[:, :, row : row + latents.shape[2]] = latents
-                done = (row + latents.shape[2]) * factor
-                self.listener(RowsEncoded(stage.index, done, stage.height_px))
-        return encoded
+        stage, factor = cost.stage, self.model.card.vae_factor
+        width_px, height_px = stage.width_px, stage.height_px
 
-    @property
-    def _rows(self) -> int:
-        assert self.recipe.rows is not None, "the recipe is not resolved"
-        return self.recipe.rows
+        def told(rows: int) -> None:
+            self.listener(RowsEncoded(stage.index, rows, height_px))
 
-    def _arguments(self, stage: Stage) -> dict[str, Any]:
+        with Spool.open(path) as spool, self._naming(stage):
+            return encode_rows(
+                self.model.autoencoder,
+                Resized(spool, width_px=width_px, height_px=height_px),
+                width_px=width_px,
+                height_px=height_px,
+                engine=self._engine(cost, factor),
+                store=cost.latents_store,
+                told=told,
+            )
+
+    def _engine(self, cost: StageCost, factor: int = 1) -> Engine:
+        """The engine of a component whose input has `factor` rows for each latent row."""
+        plan, card = self.plan, self.model.card
+        assert plan.recipe.threads is not None, "the recipe is not resolved"
+        return Engine(
+            stores=stores_of(cost.stage, card=card, recipe=plan.recipe, budgets=plan.budgets),
+            rows=plan.rows * factor,
+            spill=self.spill,
+            listener=self.listener,
+            flops_per_second=card.flops_per_second_per_core * plan.recipe.threads,
+            names=self._names,
+        )
+
+    @contextmanager
+    def _denoising(self, pipeline: Any, engine: Engine, cost: StageCost) -> Iterator[None]:
+        """The denoiser runs in bands, and what it gives is kept, not built as a whole."""
+        call = StreamedCall(
+            "unet", pipeline.unet, engine,
+            give=lambda tensors: engine.keep(tensors, cost.latents_store),
+        )  # fmt: skip
+        with self._naming(cost.stage), replaced_forward(pipeline.unet, call), torch.no_grad():
+            yield
+
+    def _arguments(self, pipeline: Any, engine: Engine, cost: StageCost) -> dict[str, Any]:
         """What both pipelines take. The prompt names the scale that the stage works at."""
+        stage, recipe = cost.stage, self.plan.recipe
         word = self.model.card.scale_word(max(stage.width_px, stage.height_px))
         dtype = self.model.unet.dtype
-        texts = [self.model.text.scaled(self.recipe.prompt, word), self.recipe.negative_prompt]
+        texts = [self.model.text.scaled(recipe.prompt, word), recipe.negative_prompt]
         prompt, negative = self.model.text.encode(texts).to(dtype)
         return {
             "prompt_embeds": prompt[None],
@@ -118,33 +188,68 @@ class Stages:
             "guidance_rescale": GUIDANCE_RESCALE,
             "generator": self.noise,
             "output_type": "latent",
-            "callback_on_step_end": self._step_listener(stage),
+            "callback_on_step_end": self._after_step(pipeline, engine, cost),
         }
 
-    def _step_listener(self, stage: Stage) -> Any:
+    def _after_step(self, pipeline: Any, engine: Engine, cost: StageCost) -> Any:
+        """Keeps what the next step reads, and tells that a step is done."""
         began = time.monotonic()
+        stage = cost.stage
 
         def on_step_end(_: object, step: int, __: object, tensors: Tensors) -> Tensors:
             nonlocal began
+            latents = tensors["latents"]
+            if isinstance(latents, Tensor) and not isinstance(latents, BandedTensor):
+                latents = banded_tensor(latents)
+            history = _History(pipeline.scheduler)
+            kept = engine.keep([latents, *history.tensors], cost.latents_store)
+            history.replace(kept[1:])
             now = time.monotonic()
             self.listener(StepDone(stage.index, step + 1, stage.steps, now - began))
             began = now
-            return tensors
+            return {"latents": kept[0]}
 
         return on_step_end
 
-    def _checked(self, latents: Tensor, stage: Stage) -> Tensor:
-        if not bool(torch.isfinite(latents).all()):
-            raise RunError(
-                f"{self._named(stage)} gave latents that are not finite; {self._advice}"
-            )
-        return latents.float()
+    @contextmanager
+    def _naming(self, stage: Stage) -> Iterator[None]:
+        """Say in which stage a value was no number, and what may help."""
+        try:
+            yield
+        except (NotFiniteError, spools.NotFiniteError) as error:
+            advice = "try --dtype float32 or a lower --guidance-scale"
+            if self.plan.recipe.dtype == "float32":
+                advice = "try a lower --guidance-scale or another --seed"
+            size = f"{stage.width_px}x{stage.height_px} px"
+            raise _NotFinite(f"stage {stage.index + 1} ({size}): {error}; {advice}") from error
 
-    def _named(self, stage: Stage) -> str:
-        return f"stage {stage.index + 1} ({stage.width_px}x{stage.height_px} px)"
+
+class _NotFinite(RunError):
+    """Latents or rows that are no numbers, with the stage."""
+
+
+@dataclass(frozen=True)
+class _History:
+    """Banded tensors that a scheduler keeps from step to step."""
+
+    scheduler: Any
 
     @property
-    def _advice(self) -> str:
-        if self.recipe.dtype == "float32":
-            return "try a lower --guidance-scale or another --seed"
-        return "try --dtype float32 or a lower --guidance-scale"
+    def tensors(self) -> list[BandedTensor]:
+        """In the order of its attributes."""
+        return [held for _, held in self._held()]
+
+    def replace(self, kept: list[BandedTensor]) -> None:
+        """Put kept ones in their place."""
+        for (put, _), tensor in zip(list(self._held()), kept, strict=True):
+            put(tensor)
+
+    def _held(self) -> Iterator[tuple[Any, BandedTensor]]:
+        state = vars(self.scheduler)
+        for name, value in state.items():
+            if isinstance(value, BandedTensor):
+                yield lambda tensor, name=name: state.__setitem__(name, tensor), value
+            elif isinstance(value, list):
+                for i, each in enumerate(value):
+                    if isinstance(each, BandedTensor):
+                        yield lambda t, value=value, i=i: value.__setitem__(i, t), each

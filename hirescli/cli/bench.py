@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from hirescli.errors import RequestError
-
-if TYPE_CHECKING:
-    from hirescli.evaluation.bands import Comparison
-    from hirescli.evaluation.benchmark import ImageRun
-    from hirescli.evaluation.case import Case
-    from hirescli.evaluation.decoding import Decode
+from hirescli.evaluation.request import DTYPE, DTYPES, REPEAT, SIZE, Request
 
 _PROMPT = "snowy mountains above a lake at sunset"
 _SIZES = "512,1024,2048"
-_SIZE = "1024"
-_REPEATS = {"builtin": 2, "bands": 3}
-_DTYPE = "float32"
-_DTYPES = ("float32", "bfloat16")
+_REPEAT = 2
 # What each kind of measurement takes, beside --output and --json.
 _TAKES = {
     "builtin": ("sizes", "repeat", "prompt"),
@@ -61,7 +50,7 @@ def bench(
             "--size",
             metavar="N|WxH",
             text="bands, vae: size in pixels, multiples of 8; give it several times for several "
-            f"sizes. Default: {_SIZE}.",
+            f"sizes. Default: {SIZE}.",
         ),
     ] = None,
     rows: Annotated[
@@ -84,15 +73,15 @@ def bench(
             max=100,
             text="builtin: runs of each size, the slowest counts, and their bytes are compared; "
             "bands: calls of each kind, in turns. 1 to 100. "
-            f"Default: {_REPEATS['builtin']}, for bands {_REPEATS['bands']}.",
+            f"Default: {_REPEAT}, for bands {REPEAT}.",
         ),
     ] = None,
     dtype: Annotated[
         str | None,
         _option(
             "--dtype",
-            metavar="|".join(_DTYPES),
-            text=f"bands, vae: numbers to compute in. Default: {_DTYPE}.",
+            metavar="|".join(DTYPES),
+            text=f"bands, vae: numbers to compute in. Default: {DTYPE}.",
         ),
     ] = None,
     threads: Annotated[
@@ -165,12 +154,9 @@ def bench(
     _refuse_others(what, asked)
     before = _page(output)
     if what == "builtin":
-        text, facts = _builtin(
-            sizes or _SIZES, repeat=repeat or _REPEATS[what], prompt=prompt or _PROMPT
-        )
+        text, facts = _builtin(sizes or _SIZES, repeat=repeat or _REPEAT, prompt=prompt or _PROMPT)
     else:
-        request = _Request.of(asked)
-        text, facts = _bands(request) if what == "bands" else _vae(request)
+        text, facts = _bands(asked) if what == "bands" else _vae(asked)
     if output is not None:
         _write(output, before, text)
     print(json.dumps(facts) if json_ else text)
@@ -245,152 +231,53 @@ def _builtin(sizes: str, *, repeat: int, prompt: str) -> tuple[str, dict[str, An
 # Bands and decoders
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What was asked of bands or decoders, resolved.
+def _bands(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    from hirescli.evaluation.page import section
+    from hirescli.evaluation.tables import bands_table
 
-    Attributes:
-        sizes_px: Width and height of each size.
-        rows: Band heights in latent rows; None: as the engine chooses.
-        words: The options as they were written, for the page.
-    """
-
-    sizes_px: tuple[tuple[int, int], ...]
-    rows: tuple[int | None, ...]
-    repeat: int
-    dtype: str
-    threads: int
-    memory_bytes: int | None
-    folder: Path | None
-    words: str
-
-    @classmethod
-    def of(cls, asked: dict[str, Any]) -> _Request:
-        from hirescli.planning.machine import Machine
-        from hirescli.units import parse_bytes
-
-        memory = asked.get("memory")
-        return cls(
-            sizes_px=tuple(_parsed(size) for size in asked.get("size", [_SIZE])),
-            rows=tuple(asked.get("rows", [None])),
-            repeat=asked.get("repeat", _REPEATS["bands"]),
-            dtype=_checked_dtype(asked.get("dtype", _DTYPE)),
-            threads=asked.get("threads", Machine.detect().cores),
-            memory_bytes=None if memory is None else parse_bytes(memory),
-            folder=asked.get("model"),
-            words=_words(asked),
-        )
-
-    def case(self, component: str, size_px: tuple[int, int]) -> Case:
-        """The plain call of a component at a size."""
-        from hirescli.evaluation.case import Case
-        from hirescli.evaluation.components import PX_PER_LATENT
-
-        return Case(
-            component=component,
-            way="plain",
-            latents=(size_px[1] // PX_PER_LATENT, size_px[0] // PX_PER_LATENT),
-            dtype=self.dtype,
-            threads=self.threads,
-            memory_bytes=self.memory_bytes,
-            rows=self.rows[0],
-            folder=None if self.folder is None else str(self.folder),
-        )
-
-
-def _parsed(size: str) -> tuple[int, int]:
-    from hirescli.units import parse_size
-
-    width_px, height_px = parse_size(size)
-    if width_px % 8 or height_px % 8:
-        raise RequestError(f"size {size} has a side that is no multiple of 8 px, one latent")
-    return width_px, height_px
-
-
-def _checked_dtype(dtype: str) -> str:
-    if dtype not in _DTYPES:
-        raise RequestError(f'dtype "{dtype}" is none of {", ".join(_DTYPES)}')
-    return dtype
-
-
-def _words(asked: dict[str, Any]) -> str:
-    pairs = [
-        (key, each)
-        for key, value in asked.items()
-        for each in (value if isinstance(value, list) else [value])
-    ]
-    return "".join(f" --{key} {shlex.quote(str(each))}" for key, each in pairs)
-
-
-def _bands(request: _Request) -> tuple[str, dict[str, Any]]:
-    busy = _busy_cores()
+    request = Request.of(asked)
+    ran = request.told(f"Calls of each kind: {request.repeat}.")
     from hirescli.evaluation.bands import compare
-    from hirescli.evaluation.components import PX_PER_LATENT
 
     figures = [
         figure
         for size_px in request.sizes_px
         for component in ("unet", "decoder")
         for figure in compare(
-            request.case(component, size_px),
-            request.rows,
-            px_per_latent=PX_PER_LATENT,
-            repeat=request.repeat,
+            request.case(component, size_px), request.rows, repeat=request.repeat
         )
     ]
-    calls = f"Calls of each kind: {request.repeat}."
+    text = section(
+        "Bands against plain calls",
+        command=f"hires bench bands{request.words}",
+        paragraphs=[ran, *bands_table(figures)],
+    )
     ratios = [{"best_ratio": f.best_ratio, "median_ratio": f.median_ratio} for f in figures]
-    facts = [asdict(f) | ratio for f, ratio in zip(figures, ratios, strict=True)]
-    return bands_section(figures, _ran("bands", request, busy, calls)), {
-        **_common(request, busy), "repeat": request.repeat, "components": facts,
-    }  # fmt: skip
+    components = [asdict(f) | ratio for f, ratio in zip(figures, ratios, strict=True)]
+    return text, request.facts() | {"repeat": request.repeat, "components": components}
 
 
-def _vae(request: _Request) -> tuple[str, dict[str, Any]]:
-    busy = _busy_cores()
+def _vae(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    from hirescli.evaluation.page import section
+    from hirescli.evaluation.tables import decodes_table
+
+    request = Request.of(asked)
     if len(request.rows) > 1:
         raise RequestError("`hires bench vae` takes one --rows; `hires bench bands` compares them")
-    from hirescli.evaluation.components import check_folder
     from hirescli.evaluation.decoding import decodes
+    from hirescli.evaluation.folder import check_folder
 
     if request.folder is not None:
         check_folder(request.folder)
+    ran = request.told(f"Weights: {request.folder or 'random, in the size of Stable Diffusion'}.")
     figures = [
         figure
         for size_px in request.sizes_px
-        for figure in decodes(size_px, request.case("decoder", size_px))
+        for figure in decodes(request.case("decoder", size_px))
     ]
-    weights = (
-        "Random weights, in the size of Stable Diffusion's autoencoder."
-        if request.folder is None
-        else f"Weights: {request.folder}."
+    text = section(
+        "Ways to decode",
+        command=f"hires bench vae{request.words}",
+        paragraphs=[ran, *decodes_table(figures)],
     )
-    return vae_section(figures, _ran("vae", request, busy, weights)), {
-        **_common(request, busy), "decodes": [asdict(figure) for figure in figures],
-    }  # fmt: skip
-
-
-# What was run, on what
-
-
-def _ran(what: str, request: _Request, busy: float, more: str) -> tuple[str, str]:
-    """The command, and a paragraph on date, machine and how busy that was."""
-    told = (
-        f"{date.today().isoformat()}. Machine: {_machine()}.\n"
-        f"Computed in {request.dtype} with {request.threads} threads. {more}\n"
-        f"Other programs kept {busy:.1f} cores busy when it began"
-    )
-    noisy = "; times are noisy." if busy >= 0.25 else "."
-    return f"hires bench {what}{request.words}", told + noisy
-
-
-def _common(request: _Request, busy: float) -> dict[str, Any]:
-    return {
-        "machine": _machine(),
-        "busy_cores": busy,
-        "dtype": request.dtype,
-        "threads": request.threads,
-        "memory_bytes": request.memory_bytes,
-    }
-
-
+    return text, request.facts() | {"decodes": [asdict(figure) for figure in figures]}

@@ -17,6 +17,7 @@ from hirescli.evaluation.agreement import max_error
 from hirescli.evaluation.case import WARM_LATENTS, Case, in_child, timed
 from hirescli.evaluation.components import Component, Latents, component, threads_set
 from hirescli.evaluation.peak import can_reset, give_back
+from hirescli.evaluation.request import PX_PER_LATENT
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,12 @@ class _Way:
             return in_child(self.case, Path(folder) / "made.safetensors")[0].peak_bytes
 
 
-def compare(
-    case: Case, rows: Sequence[int | None], *, px_per_latent: int, repeat: int
-) -> list[Comparison]:
+def compare(case: Case, rows: Sequence[int | None], *, repeat: int) -> list[Comparison]:
     """Measure one component plainly and at some band heights, in turns.
 
     Args:
         case: The plain call.
         rows: Band heights in latent rows; None: as the engine chooses.
-        px_per_latent: To say sizes in pixels.
         repeat: Calls of each way, at least 1.
 
     Raises:
@@ -129,7 +127,7 @@ def compare(
             way.part.run(WARM_LATENTS)
             way.from_exact = max_error(way.part.run(exact), wanted)
         _take_turns(ways, case.latents, repeat)
-        return [_comparison(ways[0], way, exact, px_per_latent) for way in ways[1:]]
+        return [_comparison(ways[0], way, exact) for way in ways[1:]]
 
 
 def _streamed(case: Case, part: Component, stack: ExitStack) -> _Way:
@@ -148,19 +146,19 @@ def _take_turns(ways: Sequence[_Way], latents: Latents, repeat: int) -> None:
             del made  # the next call's baseline is without it
 
 
-def _comparison(plain: _Way, way: _Way, exact: Latents, px_per_latent: int) -> Comparison:
+def _comparison(plain: _Way, way: _Way, exact: Latents) -> Comparison:
     height, width = way.case.latents
     assert way.report is not None
     return Comparison(
         component=way.part.name,
-        width_px=width * px_per_latent,
-        height_px=height * px_per_latent,
+        width_px=width * PX_PER_LATENT,
+        height_px=height * PX_PER_LATENT,
         rows=way.report.rows,
         passes=way.passes,
         plain_seconds=tuple(plain.seconds),
         banded_seconds=tuple(way.seconds),
         error=way.error,
-        exact_px=max(exact) * px_per_latent,
+        exact_px=max(exact) * PX_PER_LATENT,
         plain_from_exact=plain.from_exact,
         banded_from_exact=way.from_exact,
         planned_peak_bytes=way.report.peak_host_bytes,

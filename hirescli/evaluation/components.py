@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +13,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from hirescli.errors import RequestError, RunError
+from hirescli.errors import RunError
+from hirescli.evaluation.folder import check_folder
 from hirescli.models.load import DTYPES, load, quiet_libraries
 from hirescli.models.registry import find_card
 
@@ -28,7 +28,6 @@ SD_AUTOENCODER: dict[str, Any] = {
     "latent_channels": 4,
     "sample_size": 256,
 }
-PX_PER_LATENT = 8
 _SEED = 0
 _TIMESTEP = 500
 _TEXT_TOKENS = 48
@@ -152,26 +151,6 @@ def randomised(module: ModuleT) -> ModuleT:
             else:
                 parameter.copy_(0.3 * noise + (key != "bias"))
     return module.eval().requires_grad_(False)
-
-
-def check_folder(folder: Path) -> None:
-    """Read what a folder says it holds; no weights are read.
-
-    Raises:
-        RequestError: If it is no AutoencoderKL in diffusers layout, or not of factor 8.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind, levels = config["_class_name"], len(config["block_out_channels"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(
-            f"{folder} holds no model in diffusers layout ({error}); give the folder with the "
-            "autoencoder's config.json in it, often called vae"
-        ) from error
-    if kind != "AutoencoderKL" or 2 ** (levels - 1) != PX_PER_LATENT:
-        raise RequestError(
-            f"{folder} holds a {kind} of {levels} levels; an AutoencoderKL of 4 can be measured"
-        )
 
 
 def _saved_autoencoder(folder: Path) -> nn.Module:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hirescli.evaluation.agreement import max_error, psnr, rmse
 from hirescli.evaluation.case import Case, Outcome, in_child
+from hirescli.evaluation.request import PX_PER_LATENT
 
 WAYS = ("plain", "banded", "tiled")
 
@@ -33,18 +34,18 @@ class Decode:
     psnr_db: float | None
 
 
-def decodes(size: tuple[int, int], case: Case) -> list[Decode]:
+def decodes(case: Case) -> list[Decode]:
     """All ways at one size.
 
     Args:
-        size: Width and height in pixels.
         case: Of the whole-image decode.
 
     Raises:
         RequestError: If the budget is too small.
         RunError: If a decode fails.
     """
-    made = []
+    made: list[Decode] = []
+    height, width = case.latents
     with tempfile.TemporaryDirectory() as folder:
         whole = None
         for way in WAYS:
@@ -52,10 +53,13 @@ def decodes(size: tuple[int, int], case: Case) -> list[Decode]:
             whole = got if whole is None else whole
             made.append(
                 Decode(
-                    *size, way, outcome,
+                    width_px=width * PX_PER_LATENT,
+                    height_px=height * PX_PER_LATENT,
+                    way=way,
+                    outcome=outcome,
                     max_error=max_error(got, whole),
                     rmse=rmse(got, whole),
                     psnr_db=psnr(got, whole),
                 )
-            )  # fmt: skip
+            )
     return made

@@ -64,5 +64,3 @@ def _processor() -> str:
 def busy_cores() -> float:
     """Cores that other programs keep busy, looked at for half a second."""
     return float(psutil.cpu_percent(interval=0.5)) / 100 * (psutil.cpu_count() or 1)
-
-

@@ -67,14 +67,32 @@ def resized_rows(
         Bands (n, width_px, 3), float32 in [0, 1].
     """
     assert rows >= 1, f"{rows} rows per band"
-    columns = _Taps(source.width_px, width_px, kernel)
-    lines = _Taps(source.height_px, height_px, kernel)
-    kept = _KeptRows(source, columns)
+    picture = Resized(source, width_px=width_px, height_px=height_px, kernel=kernel)
     for y0 in range(0, height_px, rows):
-        y1 = min(y0 + rows, height_px)
-        first, last = int(lines.index[0, y0:y1].min()), int(lines.index[-1, y0:y1].max())
-        wide = kept.rows(first, last + 1)
-        yield _vertical(wide, lines.index[:, y0:y1] - first, lines.weight[:, y0:y1])
+        yield picture.rows(y0, min(y0 + rows, height_px))
+
+
+class Resized:
+    """An enlarged picture of which any rows can be had; from top to bottom is quickest.
+
+    Args:
+        source: The picture to enlarge.
+        width_px: Columns of the result, at least those of the source.
+        height_px: Rows of the result, at least those of the source.
+        kernel: "bicubic" or "lanczos3".
+    """
+
+    def __init__(
+        self, source: RowSource, *, width_px: int, height_px: int, kernel: Kernel = "bicubic"
+    ) -> None:
+        self._lines = _Taps(source.height_px, height_px, kernel)
+        self._kept = _KeptRows(source, _Taps(source.width_px, width_px, kernel))
+
+    def rows(self, y0: int, y1: int) -> NDArray[np.float32]:
+        """Rows y0 to y1 of the result: (y1 - y0, width_px, 3), float32 in [0, 1]."""
+        index, weight = self._lines.index[:, y0:y1], self._lines.weight[:, y0:y1]
+        first, last = int(index[0].min()), int(index[-1].max())
+        return _vertical(self._kept.rows(first, last + 1), index - first, weight)
 
 
 class _Taps:
@@ -110,7 +128,8 @@ class _KeptRows:
 
     def rows(self, first: int, end: int) -> NDArray[np.float32]:
         """Source rows first to end, enlarged to the result's width."""
-        kept = self._kept[first - self._first :]
+        inside = self._first <= first <= self._first + self._kept.shape[0]
+        kept = self._kept[first - self._first :] if inside else self._kept[:0]
         y0 = first + kept.shape[0]
         if y0 < end:
             fresh = _horizontal(_as_float(self._source.read_rows(y0, end - y0)), self._columns)

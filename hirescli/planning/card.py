@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import tomllib
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,8 +19,10 @@ from pydantic import (
 )
 
 from hirescli.errors import ConfigError
+from hirescli.planning.trace import Trace
 
 Positive = Annotated[int, Field(ge=1)]
+COMPONENTS = ("denoiser", "decoder", "encoder")
 Strength = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -43,7 +47,6 @@ class Card(BaseModel):
     latent_channels: Positive
     vae_factor: Positive
     text_tokens: Positive
-    halo_latent_rows: int = Field(ge=0)  # rows that decoding reads above and below a band
 
     # Choices that a recipe leaves open
     steps: int = Field(ge=1, le=1000)
@@ -61,16 +64,13 @@ class Card(BaseModel):
     # Put behind the prompt from this long side on: what captions of nearer views were given.
     scale_words: tuple[tuple[int, str], ...] = ()
 
-    # Costs. Bytes are peaks at float32, measured above the process with weights loaded.
+    # Costs; what an operation takes is in the traces beside the card.
     base_memory_bytes: Positive  # the process with weights loaded
     weights_bytes: Positive
-    denoiser_flops_per_latent_px: float = Field(gt=0)
-    denoiser_bytes_per_latent_px: float = Field(gt=0)
-    encoder_flops_per_px: float = Field(gt=0)
-    decoder_flops_per_px: float = Field(gt=0)
-    decoder_bytes_per_px_of_band: float = Field(gt=0)  # also bounds the encoder's band
     flops_per_second_per_core: float = Field(gt=0)
     load_seconds: float = Field(ge=0)  # from the command to the first stage
+
+    folder: Path | None = Field(None, exclude=True, repr=False)  # where the card was read
 
     @field_validator("knows", "strengths", "schedulers", mode="before")
     @classmethod
@@ -94,6 +94,14 @@ class Card(BaseModel):
         if self.scheduler not in self.schedulers:
             raise ValueError("scheduler must be one of schedulers")
         return self
+
+    def trace(self, component: str, dtype: str) -> Trace:
+        """What a component does: "denoiser", "decoder" (from latents) or "encoder" (from pixels).
+
+        Raises:
+            ConfigError: If the card has no trace of it in this dtype.
+        """
+        return _read_trace(trace_path(self, component, dtype))
 
     def scale_word(self, long_side_px: int) -> str:
         """What to put behind the prompt of a stage with this long side; "" for a whole view."""
@@ -132,9 +140,31 @@ def read_card(path: Path) -> Card:
         ConfigError: If the file is missing, no TOML, or holds wrong facts (all together).
     """
     try:
-        return Card.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        facts = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Card.model_validate(facts | {"folder": path.parent})
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(str(path), [str(error)]) from error
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ConfigError(str(path), faults) from error
+
+
+def trace_path(card: Card, component: str, dtype: str) -> Path:
+    """Where a card keeps the trace of a component."""
+    assert card.folder is not None, "the card was not read from a file"
+    return card.folder / "traces" / f"{card.name}.{component}.{dtype}.json.gz"
+
+
+def write_trace(card: Card, component: str, dtype: str, trace: Trace) -> None:
+    """Keep a trace beside its card; equal traces give equal files."""
+    path = trace_path(card, component, dtype)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(trace.to_json().encode(), mtime=0))
+
+
+@lru_cache(maxsize=32)
+def _read_trace(path: Path) -> Trace:
+    try:
+        return Trace.from_json(gzip.decompress(path.read_bytes()).decode())
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(str(path), [f"no trace of a model ({error})"]) from error

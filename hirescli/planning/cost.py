@@ -1,21 +1,22 @@
-"""What a stage costs: arithmetic, time, memory and disk, from the card's figures alone."""
+"""What a stage costs: schedules of its components, time, memory and disk. No torch."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hirescli.planning.card import Card
 from hirescli.planning.cascade import Stage
+from hirescli.planning.machine import DISK_BYTES_PER_SECOND
+from hirescli.planning.schedule import Schedule, Store, make_schedule
 from hirescli.recipe import Recipe
 
 _CHANNELS = 3  # red, green, blue
-_LATENT_BYTES = 4  # latents are float32 whatever the denoiser's dtype is
-_LATENT_COPIES = 4  # sample, noise, prediction, and the sample of the step before
-# A band wants to be small beside the rest, yet its halo rows are computed twice: below 16 rows
-# that costs too much, unless the budget leaves no choice.
-_BAND_BYTES = 400 * 10**6
-_MOST_ROWS, _LEAST_ROWS = 64, 16
+# Latents of a stage at their most: the encoded picture, noise, the sample, what the denoiser
+# gave for both guidance halves, and the next sample.
+_LATENT_COPIES = 6
+_LATENTS_FRACTION = 1 / 8  # of the work memory that latents may take; above they go to disk
+_MOST_ROWS = 64  # latent rows; higher bands are not quicker
 _SPOOL_BYTES = {"between": 2, "last": 1}  # per channel: 16 bits between stages, 8 at the end
 # Largest output for a spool of 1: a pyramid adds 1/4 + 1/16 + ... = 1/3; noise hardly packs.
 _PYRAMID = 4 / 3
@@ -25,91 +26,178 @@ _JPEG_PER_SPOOL = ((85, 0.5), (95, 1.0), (100, 2.0))
 
 
 @dataclass(frozen=True)
+class Budgets:
+    """Bytes that a run may use.
+
+    Attributes:
+        memory_bytes: Of the whole process.
+        disk_bytes: For values that rest on disk while a component runs.
+    """
+
+    memory_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class ComponentCost:
+    """One component of a stage.
+
+    Attributes:
+        name: "encoder", "denoiser" or "decoder".
+        calls: How often it runs.
+        schedule: Of each call.
+    """
+
+    name: str
+    calls: int
+    schedule: Schedule
+
+    @property
+    def memory_bytes(self) -> int:
+        """Peak of bands and stores in memory."""
+        return self.schedule.peak_bytes[self.schedule.stores[0].name]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Peak of what rests on disk."""
+        return self.schedule.peak_bytes.get("disk", 0)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of all calls."""
+        return self.calls * self.schedule.flops
+
+    @property
+    def seconds(self) -> float:
+        """Estimate for all calls."""
+        return self.calls * self.schedule.seconds
+
+
+@dataclass(frozen=True)
 class StageMemory:
-    """Peak memory of one stage as a sum: weights, latents, and the larger of two works."""
+    """Peak memory of one stage as a sum: the process, latents, and the largest component."""
 
     base_bytes: int
     latents_bytes: int
-    denoise_bytes: int
-    band_bytes: int
+    work_bytes: int
 
     @property
     def peak_bytes(self) -> int:
-        """Denoising and decoding never happen at once, so the larger one counts."""
-        return self.base_bytes + self.latents_bytes + max(self.denoise_bytes, self.band_bytes)
+        """Components run one after the other, so the largest one counts."""
+        return self.base_bytes + self.latents_bytes + self.work_bytes
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """One stage with what it takes."""
+    """One stage with what it takes.
+
+    Attributes:
+        stage: The stage.
+        components: In the order they first run.
+        memory: Peak of the process.
+        latents_store: "host" or "disk".
+        spill_bytes: Peak of latents and kept values on disk.
+    """
 
     stage: Stage
+    components: tuple[ComponentCost, ...]
     memory: StageMemory
-    flops: float
-    seconds: float
+    latents_store: str
+    spill_bytes: int
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations."""
+        return sum(each.flops for each in self.components)
+
+    @property
+    def seconds(self) -> float:
+        """Estimate."""
+        return sum(each.seconds for each in self.components)
 
 
-def stage_cost(stage: Stage, *, card: Card, recipe: Recipe, rows: int, cores: int) -> StageCost:
-    """The cost of one stage at a band height of `rows` latent rows."""
-    flops = stage_flops(stage, card=card, rows=rows)
+def stage_cost(
+    stage: Stage, *, card: Card, recipe: Recipe, rows: int | None, budgets: Budgets
+) -> StageCost:
+    """The cost of one stage in bands of `rows` latent rows (None: as the budget asks).
+
+    Raises:
+        BudgetError: If the budget cannot hold one band.
+    """
+    latents_bytes = stage.latent_width * stage.latent_height * card.latent_channels
+    latents_bytes *= dtype_bytes(recipe) * _LATENT_COPIES
+    free_bytes = max(0, budgets.memory_bytes - card.base_memory_bytes)
+    in_memory = latents_bytes <= free_bytes * _LATENTS_FRACTION
+    stores = stores_of(stage, card=card, recipe=recipe, budgets=budgets)
+    components = tuple(
+        _component(name, calls, stage, card=card, recipe=recipe, rows=rows, stores=stores)
+        for name, calls in _calls(stage)
+    )
     return StageCost(
         stage=stage,
-        memory=stage_memory(stage, card=card, dtype_bytes=dtype_bytes(recipe), rows=rows),
-        flops=flops,
-        seconds=flops / (card.flops_per_second_per_core * cores),
+        components=components,
+        memory=StageMemory(
+            base_bytes=card.base_memory_bytes,
+            latents_bytes=latents_bytes if in_memory else 0,
+            work_bytes=max(each.memory_bytes for each in components),
+        ),
+        latents_store="host" if in_memory else "disk",
+        spill_bytes=max(each.disk_bytes for each in components)
+        + (0 if in_memory else latents_bytes),
     )
 
 
-def stage_memory(stage: Stage, *, card: Card, dtype_bytes: int, rows: int) -> StageMemory:
-    """Peak memory of one stage, in bytes."""
-    latent_px = stage.latent_width * stage.latent_height
-    latent_bytes = latent_px * card.latent_channels * _LATENT_BYTES
-    # The card's figures are for float32; both guidance halves run in one batch.
-    denoise = latent_px * card.denoiser_bytes_per_latent_px * dtype_bytes / 4
-    return StageMemory(
-        base_bytes=card.base_memory_bytes,
-        latents_bytes=latent_bytes * _LATENT_COPIES,
-        denoise_bytes=int(denoise * denoiser_calls_per_step(stage)),
-        band_bytes=band_bytes(stage, card=card, rows=rows),
+def stores_of(
+    stage: Stage, *, card: Card, recipe: Recipe, budgets: Budgets
+) -> tuple[Store, ...]:
+    """Where a stage's components may keep values, with what the process and latents leave."""
+    free_bytes = max(0, budgets.memory_bytes - card.base_memory_bytes)
+    latents_bytes = stage.latent_width * stage.latent_height * card.latent_channels
+    latents_bytes *= dtype_bytes(recipe) * _LATENT_COPIES
+    if latents_bytes <= free_bytes * _LATENTS_FRACTION:
+        free_bytes -= latents_bytes
+    return (
+        Store("host", free_bytes),
+        Store("disk", budgets.disk_bytes, DISK_BYTES_PER_SECOND),
     )
 
 
-def band_bytes(stage: Stage, *, card: Card, rows: int) -> int:
-    """Memory of encoding or decoding `rows` latent rows, halo above and below included."""
-    read_rows = min(rows + 2 * card.halo_latent_rows, stage.latent_height)
-    band_px = read_rows * card.vae_factor * stage.width_px
-    return int(band_px * card.decoder_bytes_per_px_of_band)
+def _calls(stage: Stage) -> Sequence[tuple[str, int]]:
+    """The components of a stage and how often each runs."""
+    denoiser = ("denoiser", stage.steps * denoiser_calls_per_step(stage))
+    encoder = [] if stage.kind == "base" else [("encoder", 1)]
+    return [*encoder, denoiser, ("decoder", 1)]
 
 
-def band_rows(largest: Stage, *, card: Card, budget_bytes: int) -> int:
-    """Band height of encoding and decoding, in latent rows: a power of two up to 64.
+def _component(
+    name: str, calls: int, stage: Stage, *, card: Card, recipe: Recipe, rows: int | None,
+    stores: Sequence[Store],
+) -> ComponentCost:  # fmt: skip
+    assert recipe.dtype is not None, "the recipe is not resolved"
+    assert recipe.threads is not None, "the recipe is not resolved"
+    factor = card.vae_factor if name == "encoder" else 1
+    schedule = make_schedule(
+        card.trace(name, recipe.dtype),
+        stage.latent_height * factor,
+        stage.latent_width * factor,
+        stores=stores,
+        rows=None if rows is None else rows * factor,
+        most_rows=_MOST_ROWS * factor,
+        flops_per_second=card.flops_per_second_per_core * recipe.threads,
+    )
+    return ComponentCost(name, calls, schedule)
 
-    It depends on the size, and on the budget only where that is tight: rounding depends on
-    the band height, so a roomy budget must not change the bytes of a picture.
-    """
-    memory = stage_memory(largest, card=card, dtype_bytes=4, rows=1)
-    room = budget_bytes - memory.base_bytes - memory.latents_bytes
-    rows = _MOST_ROWS
-    while rows > _LEAST_ROWS and band_bytes(largest, card=card, rows=rows) > _BAND_BYTES:
-        rows //= 2
-    while rows > 1 and band_bytes(largest, card=card, rows=rows) > room:
-        rows //= 2
-    return rows
 
-
-def stage_flops(stage: Stage, *, card: Card, rows: int) -> float:
-    """Floating-point operations of one stage: denoise, decode, and encode unless it is first.
-
-    Every band of `rows` latent rows computes its halo anew.
-    """
-    read_rows = min(rows + 2 * card.halo_latent_rows, stage.latent_height)
-    bands = math.ceil(stage.latent_height / rows)
-    px = stage.width_px * read_rows * bands * card.vae_factor
-    latent_px = stage.latent_width * stage.latent_height
-    calls = stage.steps * denoiser_calls_per_step(stage)
-    encode = 0.0 if stage.kind == "base" else px * card.encoder_flops_per_px
-    denoise = latent_px * card.denoiser_flops_per_latent_px * calls
-    return denoise + px * card.decoder_flops_per_px + encode
+def band_rows(
+    all_stages: Sequence[Stage], *, card: Card, recipe: Recipe, budgets: Budgets
+) -> int:
+    """The band height of all stages in latent rows: the lowest that a component asks for."""
+    *_, largest = all_stages
+    cost = stage_cost(largest, card=card, recipe=recipe, rows=None, budgets=budgets)
+    return min(
+        max(1, each.schedule.rows // (card.vae_factor if each.name == "encoder" else 1))
+        for each in cost.components
+    )
 
 
 def denoiser_calls_per_step(stage: Stage) -> int:
@@ -118,7 +206,7 @@ def denoiser_calls_per_step(stage: Stage) -> int:
 
 
 def disk_bytes(stages: tuple[Stage, ...], recipe: Recipe) -> int:
-    """Largest use of disk.
+    """Largest use of disk by spools and the output; values that rest on disk come on top.
 
     The last spool is allocated before the first stage and stays until the output stands.
     Beside it lives one spool between stages, or, after these, the output.

@@ -17,6 +17,9 @@ import psutil
 # Part of the installed memory that a run may use unless told otherwise. Never what happens to
 # be free: the same command must plan the same on a busy and on an idle machine.
 BUDGET_FRACTION = 0.75
+# Estimates to weigh moving a value against computing it again, not promises.
+DISK_BYTES_PER_SECOND = 0.5e9
+BUS_BYTES_PER_SECOND = 20e9  # between host and device
 _CGROUPS = Path("/sys/fs/cgroup")  # where Linux says how much memory a group may use
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")

@@ -22,9 +22,10 @@ from hirescli.planning.cascade import (
     resolve,
     stages,
 )
-from hirescli.planning.cost import StageCost
+from hirescli.planning.cost import Budgets, ComponentCost, StageCost
 from hirescli.planning.formats import check_format, check_options, format_for
 from hirescli.planning.machine import Machine, default_budget
+from hirescli.planning.schedule import BudgetError
 from hirescli.recipe import Recipe
 from hirescli.units import format_bytes
 
@@ -32,6 +33,8 @@ T = TypeVar("T")
 _MOST_NAME_BYTES = 255  # of common file systems
 _BESIDE_SUFFIX = ".partial"  # the longest name that is written beside the output
 _VALIDATED = object()
+_WORK_BYTES = 300 * 10**6  # of default memory beside the model
+_ANY_DISK = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,12 @@ class Plan:
         recipe: With no choice left open.
         card: Of the recipe's model.
         stage_costs: The stages in order, each with its memory, FLOPs and seconds.
-        rows: Band height of encoding and decoding, in latent rows.
-        budget_bytes: Memory the run may use.
+        rows: Band height of every component, in latent rows.
+        budgets: What the run may use.
+        spill: Folder for values on disk; None: the run's own, beside the output.
         peak_memory_bytes: Predicted peak of the whole process.
-        disk_bytes: Predicted peak of disk use beside the output.
+        spool_bytes: Predicted peak of spools and the output, beside the output.
+        spill_bytes: Predicted peak of values on disk.
         flops, seconds: Sums over the stages; the seconds begin with loading.
         warnings: What the user should know before the run.
     """
@@ -54,9 +59,11 @@ class Plan:
     card: Card
     stage_costs: tuple[StageCost, ...]
     rows: int
-    budget_bytes: int
+    budgets: Budgets
+    spill: Path | None
     peak_memory_bytes: int
-    disk_bytes: int
+    spool_bytes: int
+    spill_bytes: int
     flops: float
     seconds: float
     warnings: tuple[str, ...]
@@ -67,9 +74,14 @@ class Plan:
         return tuple(row.stage for row in self.stage_costs)
 
     @property
+    def disk_bytes(self) -> int:
+        """Predicted peak of disk use beside the output."""
+        return self.spool_bytes + (self.spill_bytes if self.spill is None else 0)
+
+    @property
     def store_bytes(self) -> dict[str, int]:
         """Predicted peak of every store; this version computes on the host only."""
-        return {"device": 0, "host": self.peak_memory_bytes, "disk": self.disk_bytes}
+        return {"device": 0, "host": self.peak_memory_bytes, "disk": self.spill_bytes}
 
     def to_dict(self) -> dict[str, Any]:
         """The plan in JSON's types; sizes in pixels, memory in bytes."""
@@ -78,7 +90,9 @@ class Plan:
             "recipe_hash": self.recipe.hash,
             "stages": [_row(row) for row in self.stage_costs],
             "rows": self.rows,
-            "budget_bytes": self.budget_bytes,
+            "budget_bytes": self.budgets.memory_bytes,
+            "spill": None if self.spill is None else str(self.spill),
+            "disk_bytes": self.disk_bytes,
             "store_bytes": self.store_bytes,
             "flops": self.flops,
             "seconds": self.seconds,
@@ -111,12 +125,6 @@ class Plan:
                 f"needs {peak} of memory, this machine has {format_bytes(machine.memory_bytes)}; "
                 "use a smaller --size"
             )
-        if self.peak_memory_bytes > self.budget_bytes:
-            raise RequestError(
-                f"needs {peak} of memory, the budget is {format_bytes(self.budget_bytes)}; "
-                f"use --memory {_rounded_up_gb(self.peak_memory_bytes)} (memory=...) or a "
-                "smaller --size"
-            )
 
     def _check_disk(self, machine: Machine, output: Path) -> None:
         # What a killed run of the same output left there is used again.
@@ -126,6 +134,8 @@ class Plan:
                 f"needs {format_bytes(self.disk_bytes)} of disk beside {output}, "
                 f"{format_bytes(free)} are free; free some or choose another folder with -o"
             )
+        if self.spill is not None:
+            _check_spill(self.spill, self.spill_bytes, machine)
 
 
 @dataclass(frozen=True)
@@ -181,45 +191,77 @@ def make_plan(
     card: Card,
     *,
     memory_bytes: int | None = None,
+    spill: Path | None = None,
     machine: Machine | None = None,
 ) -> Plan:
-    """Plan a recipe. The budget is not enforced here but in `Plan.validate`.
+    """Plan a recipe under a budget. What the machine has is checked in `Plan.validate`.
 
     Where the recipe leaves its threads open, they are the cores of the machine.
 
     Args:
         recipe: What is asked for.
         card: Of the recipe's model.
-        memory_bytes: Budget of the whole process; None: a fraction of the installed memory.
+        memory_bytes: Budget of the whole process; None: `default_memory`.
+        spill: Folder for values on disk; None: the run's own, beside the output.
         machine: Where it shall run; None: this machine.
 
     Raises:
-        RequestError: If the size, revision, scheduler or format does not work.
+        RequestError: If the size, revision, scheduler or format does not work, or the budget
+            cannot hold one band.
     """
     machine = machine or Machine.detect()
-    budget_bytes = memory_bytes or default_budget(machine)
     asked = Recipe.from_fragments(recipe.model_dump())  # `model_copy` checks nothing
     recipe = resolve(asked, card)
     check_format(recipe.format, recipe.width_px, recipe.height_px)
     check_options(recipe)
+    recipe = recipe.model_copy(update={"threads": recipe.threads or machine.cores})
+    budgets = Budgets(memory_bytes or default_memory(card, machine), _ANY_DISK)
     all_stages = stages(recipe, card)
-    rows = recipe.rows or cost.band_rows(all_stages[-1], card=card, budget_bytes=budget_bytes)
-    recipe = recipe.model_copy(update={"rows": rows, "threads": recipe.threads or machine.cores})
-    costs = tuple(
-        cost.stage_cost(stage, card=card, recipe=recipe, rows=rows, cores=machine.cores)
-        for stage in all_stages
-    )
+    try:
+        rows = recipe.rows or cost.band_rows(
+            all_stages, card=card, recipe=recipe, budgets=budgets
+        )
+        recipe = recipe.model_copy(update={"rows": rows})
+        costs = tuple(
+            cost.stage_cost(stage, card=card, recipe=recipe, rows=rows, budgets=budgets)
+            for stage in all_stages
+        )
+    except BudgetError as error:
+        raise _over_budget(error, card, budgets, recipe.rows) from error
     return Plan(
         recipe=recipe,
         card=card,
         stage_costs=costs,
         rows=rows,
-        budget_bytes=budget_bytes,
+        budgets=budgets,
+        spill=spill,
         peak_memory_bytes=max(row.memory.peak_bytes for row in costs),
-        disk_bytes=cost.disk_bytes(all_stages, recipe),
+        spool_bytes=cost.disk_bytes(all_stages, recipe),
+        spill_bytes=max(row.spill_bytes for row in costs),
         flops=sum(row.flops for row in costs),
         seconds=card.load_seconds + sum(row.seconds for row in costs),
         warnings=_warnings(asked, card, all_stages),
+    )
+
+
+def default_memory(card: Card, machine: Machine) -> int:
+    """Bytes a run may use when nothing else is said: the model and a fixed room to work in.
+
+    Pictures of every size are so made in about the same memory. At most the machine's default
+    budget.
+    """
+    return min(default_budget(machine), card.base_memory_bytes + _WORK_BYTES)
+
+
+def _over_budget(
+    error: BudgetError, card: Card, budgets: Budgets, rows: int | None
+) -> RequestError:
+    needed_bytes = max(error.least_bytes, 0) + card.base_memory_bytes
+    lower = " or fewer --rows" if rows is not None and rows > 1 else ""
+    return RequestError(
+        f"needs at least {format_bytes(needed_bytes)} of memory for one band, the budget is "
+        f"{format_bytes(budgets.memory_bytes)}; use --memory {_rounded_up_gb(needed_bytes)} "
+        f"(memory=...){lower} or a smaller --size"
     )
 
 
@@ -234,7 +276,29 @@ def _warnings(asked: Recipe, card: Card, all_stages: tuple[Stage, ...]) -> tuple
 
 def _row(row: StageCost) -> dict[str, Any]:
     memory = asdict(row.memory) | {"peak_bytes": row.memory.peak_bytes}
-    return asdict(row.stage) | {"memory": memory, "flops": row.flops, "seconds": row.seconds}
+    return asdict(row.stage) | {
+        "memory": memory,
+        "spill_bytes": row.spill_bytes,
+        "latents_store": row.latents_store,
+        "components": [_component(each) for each in row.components],
+        "flops": row.flops,
+        "seconds": row.seconds,
+    }
+
+
+def _component(each: ComponentCost) -> dict[str, Any]:
+    schedule = each.schedule
+    return {
+        "name": each.name,
+        "calls": each.calls,
+        "passes": len(schedule.passes),
+        "band_rows": schedule.rows,
+        "store_bytes": schedule.peak_bytes,
+        "moved_bytes": schedule.moved_bytes,
+        "flops": schedule.flops,
+        "plain_flops": schedule.plain_flops,
+        "seconds": schedule.seconds,
+    }
 
 
 def _rounded_up_gb(amount_bytes: int) -> str:
@@ -267,6 +331,19 @@ def _check_output(output: Path, overwrite: bool) -> None:
     _check_writable(output.parent)
 
 
+def _check_spill(spill: Path, needed_bytes: int, machine: Machine) -> None:
+    if not spill.is_dir():
+        raise RequestError(f"--spill {spill} is no folder; make it, or choose another")
+    _check_writable(spill, "--spill")
+    free = machine.disk_free_bytes(spill)
+    if needed_bytes > free:
+        raise RequestError(
+            f"needs {format_bytes(needed_bytes)} of disk in --spill {spill}, "
+            f"{format_bytes(free)} are free; free some, choose another folder or give more "
+            "--memory"
+        )
+
+
 def _check_folder(folder: Path) -> None:
     try:
         is_dir = stat.S_ISDIR(folder.stat().st_mode)
@@ -282,12 +359,12 @@ def _check_folder(folder: Path) -> None:
         raise RequestError(f"output folder {folder} is a file; choose a folder")
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(folder: Path, flag: str = "-o") -> None:
     """Try it: permission bits say nothing about read-only mounts, nor to an administrator."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise RequestError(
-            f"output folder {folder} cannot be written ({error.strerror}); choose another with -o"
+            f"folder {folder} cannot be written ({error.strerror}); choose another with {flag}"
         ) from error

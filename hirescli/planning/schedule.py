@@ -22,7 +22,6 @@ from hirescli.planning.sweep import Sweep, band_rows, work_bytes
 from hirescli.planning.trace import SizedOp, Trace
 from hirescli.units import format_bytes
 
-_MOST_ROWS = 256
 _WORK_FRACTION = 0.5  # of the first store that bands may take where fewer rows would do
 
 
@@ -137,6 +136,7 @@ def make_schedule(
     *,
     stores: Sequence[Store],
     rows: int | None = None,
+    most_rows: int = 256,
     keep_in: int | None = None,
     flops_per_second: float = 1e11,
 ) -> Schedule:
@@ -144,10 +144,12 @@ def make_schedule(
 
     Args:
         trace: Of the component.
-        rows_in, width_in: Of its input at level 1.
+        rows_in: Rows of its input at level 1.
+        width_in: Columns of that.
         stores: The first is where bands are computed; later ones are slower.
-        rows: Band height in rows of the input; None: the highest power of two, at most 256,
-            that leaves room for stores.
+        rows: Band height in rows of the input; None: the highest power of two that leaves
+            room for stores.
+        most_rows: The highest band that is tried then.
         keep_in: Keep every value in this store, an index; None: as the budgets ask.
         flops_per_second: Of the machine, to weigh arithmetic against moves.
 
@@ -157,7 +159,7 @@ def make_schedule(
     ops = trace.at(rows_in, width_in)
     search = _Search(ops, trace.outputs, stores, flops_per_second, rows_in)
     search.start(keep_in)
-    heights = [rows] if rows else _heights(rows_in)
+    heights = [rows] if rows else _heights(rows_in, most_rows)
     for height in heights:
         search.set_rows(height)
         roomy = search.widest_work() <= stores[0].budget_bytes * _WORK_FRACTION
@@ -169,9 +171,9 @@ def make_schedule(
     raise _too_small(attempt, height, stores)
 
 
-def _heights(rows_in: int) -> list[int]:
+def _heights(rows_in: int, most_rows: int) -> list[int]:
     """Band heights to try: powers of two, the first at least the whole height if that is low."""
-    highest = min(_MOST_ROWS, 1 << max(0, (rows_in - 1).bit_length()))
+    highest = min(most_rows, 1 << max(0, (rows_in - 1).bit_length()))
     return [highest >> k for k in range(highest.bit_length())]
 
 

@@ -1,84 +1,117 @@
-"""Encoding and decoding in bands of rows, exactly, for autoencoders that are local.
-
-A local autoencoder says how many latent rows a decoded row depends on (`halo_latent_rows`).
-Cut with that halo, a band sees all it would see in the whole picture; where the halo meets
-the picture's edge, the convolutions pad as they would there. Nothing is blended.
-"""
+"""Rows in and rows out: encoding and decoding through the engine, or by diffusers' tiling."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from hirescli.bands.engine import banded, no_collection
+from hirescli.bands.tensor import naming_modules
 
-    from hirescli.models.builtin.autoencoder import ThinAutoencoder
+if TYPE_CHECKING:
+    from hirescli.bands.engine import Engine
+    from hirescli.bands.tensor import BandedTensor
+    from hirescli.output.resize import Resized
 
 Rows = np.ndarray[Any, np.dtype[np.float32]]
+RowSink = Callable[[int, Rows], None]
 
 
-@torch.inference_mode()
-def decode_rows(
-    autoencoder: ThinAutoencoder, latents: Tensor, *, rows: int
-) -> Iterator[tuple[int, Rows]]:
-    """Decode latents (1, C, h, w) from top to bottom.
+@torch.no_grad()
+def decode_rows(autoencoder: Any, latents: BandedTensor, *, engine: Engine, sink: RowSink) -> None:
+    """Decode latents, from top to bottom, without ever holding the picture.
 
     Args:
-        autoencoder: On the device and in the dtype to decode in.
-        latents: The whole latents; they are small beside the picture.
-        rows: Band height in latent rows, at least 1.
+        autoencoder: Of diffusers' interface, in the dtype to decode in.
+        latents: (1, C, h, w), as the denoiser has them: scaled and shifted.
+        engine: Computes, in bands of latent rows.
+        sink: Takes the first pixel row of a band and the band (n, W, 3), float32 in about
+            [0, 1], unclamped. After memory ran out it may be given rows again.
 
-    Yields:
-        The first pixel row of a band, and the band (8 * rows, 8w, 3), float32 in about [0, 1],
-        unclamped. The last band may be lower.
+    Raises:
+        NotFiniteError: If a value is no number.
     """
-    halo, factor = autoencoder.halo_latent_rows, _factor(autoencoder)
-    height = latents.shape[2]
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        first, last = max(0, top - halo), min(height, bottom + halo)
-        band = latents[:, :, first:last].to(autoencoder.device, autoencoder.dtype)
-        band = band.contiguous(memory_format=torch.channels_last)
-        (pixels,) = autoencoder.decode(band, return_dict=False)
-        pixels = pixels[0, :, (top - first) * factor : (bottom - first) * factor]  # (3, n, W)
-        picture = pixels.permute(1, 2, 0).float().mul(0.5).add(0.5).cpu()
-        yield top * factor, np.ascontiguousarray(picture.numpy())
+    with no_collection(), naming_modules(autoencoder):
+        sample = _unscaled(autoencoder, latents.to(autoencoder.dtype))
+        (picture,) = autoencoder.decode(sample, return_dict=False)
+        engine.compute(picture.nodes, [lambda lo, hi, band: sink(lo, _pixels(band))])
 
 
-@torch.inference_mode()
+@torch.no_grad()
+def decode_tiled(autoencoder: Any, latents: Tensor, *, rows: int, sink: RowSink) -> None:
+    """Decode whole latents by diffusers' own tiling, which blends tiles and is not exact.
+
+    For comparison, and for autoencoders that the engine does not know. Holds the picture.
+
+    Args:
+        autoencoder: One that has ``enable_tiling``.
+        latents: (1, C, h, w).
+        rows: Pixel rows that the sink is given at a time.
+        sink: As in `decode_rows`.
+    """
+    autoencoder.enable_tiling()
+    try:
+        sample = _unscaled(autoencoder, latents.to(autoencoder.dtype))
+        (picture,) = autoencoder.decode(sample, return_dict=False)
+    finally:
+        autoencoder.disable_tiling()
+    for top in range(0, picture.shape[2], rows):
+        sink(top, _pixels(picture[:, :, top : top + rows]))
+
+
+@torch.no_grad()
 def encode_rows(
-    autoencoder: ThinAutoencoder, bands: Iterable[Rows], *, width_px: int, height_px: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Encode bands of picture rows, given from top to bottom.
-
-    The encoder reads each 8x8 patch by itself, so a band of whole patches needs no halo.
+    autoencoder: Any, picture: Resized, *, width_px: int, height_px: int, engine: Engine,
+    store: str, told: Callable[[int], None],
+) -> BandedTensor:  # fmt: skip
+    """Encode a picture whose rows are made as they are read.
 
     Args:
-        autoencoder: On the device and in the dtype to encode in.
-        bands: Arrays (n, width_px, 3), float32 in [0, 1], every n a multiple of 8.
-        width_px: Width of the picture, a multiple of 8.
-        height_px: Height of the picture, a multiple of 8.
+        autoencoder: Of diffusers' interface, in the dtype to encode in.
+        picture: Gives rows in [0, 1].
+        width_px: Width of the picture.
+        height_px: Height of the picture.
+        engine: Computes, in bands of pixel rows.
+        store: Where the latents are kept.
+        told: Called with the pixel rows that are read.
 
-    Yields:
-        The first latent row of a band, and its latents (1, C, n / 8, width_px / 8) in float32
-        on the CPU.
+    Returns:
+        Latents (1, C, h, w), float32, scaled and shifted as the denoiser has them.
     """
-    factor, y = _factor(autoencoder), 0
-    for band in bands:
-        assert band.shape[0] % factor == 0, "a band must hold whole patches"
-        assert band.shape[1:] == (width_px, 3)
-        pixels = torch.from_numpy(band).permute(2, 0, 1)[None].mul(2).sub(1)
-        pixels = pixels.to(autoencoder.device, autoencoder.dtype)
-        (latents,) = autoencoder.encode(pixels, return_dict=False)
-        yield y // factor, latents.float().cpu()
-        y += band.shape[0]
-    assert y == height_px, "the bands must make the whole picture"
+
+    def source(lo: int, hi: int) -> Tensor:
+        rows = torch.from_numpy(picture.rows(lo, hi)).permute(2, 0, 1)[None]
+        told(hi)
+        return rows.mul(2).sub(1).to(autoencoder.dtype)
+
+    with no_collection(), naming_modules(autoencoder):
+        pixels = banded((1, 3, height_px, width_px), source, dtype=autoencoder.dtype)
+        (encoded,) = autoencoder.encode(pixels, return_dict=False)
+        latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # or a distribution
+        (kept,) = engine.keep([_scaled(autoencoder, latents).float()], store)
+    return kept
 
 
-def _factor(autoencoder: ThinAutoencoder) -> int:
-    levels = len(autoencoder.config["block_out_channels"])
-    return 1 << (levels - 1)
+def _scaled(autoencoder: Any, latents: Any) -> Any:
+    factor, shift = _scaling(autoencoder)
+    return (latents - shift) * factor if (factor, shift) != (1.0, 0.0) else latents
+
+
+def _unscaled(autoencoder: Any, latents: Any) -> Any:
+    factor, shift = _scaling(autoencoder)
+    return latents / factor + shift if (factor, shift) != (1.0, 0.0) else latents
+
+
+def _scaling(autoencoder: Any) -> tuple[float, float]:
+    config = autoencoder.config
+    return float(config.scaling_factor), float(config.get("shift_factor") or 0.0)
+
+
+def _pixels(band: Tensor) -> Rows:
+    """Rows (1, 3, n, W) in about [-1, 1] as (n, W, 3) in about [0, 1]."""
+    pixels = band[0].permute(1, 2, 0).float().mul(0.5).add(0.5).cpu()
+    return np.ascontiguousarray(pixels.numpy())
