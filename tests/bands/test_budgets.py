@@ -19,10 +19,8 @@ from hirescli.units import parse_bytes
 AMOUNT = re.compile(r"\d+(?:\.\d+)? ?(?:bytes|[kMGT]i?B)")
 ROUNDED_BYTES = 60_000  # an amount such as 612.4 MB is known to a tenth
 BUDGETS = {
-    "SD15": (48, 32),
-    "SDXL": (24, 16),
-    "LINFUSION": (48, 32),
-    "CONTROLNET": (48, 32),
+    "SD15": (24, 16),
+    "LINFUSION": (24, 16),
     "KL_DECODE": (32, 24),
     "KL_ENCODE": (256, 192),
     "TINY_DECODE": (32, 24),
@@ -58,7 +56,7 @@ def just_enough(
 
     On a CPU the budget is that of the process, which itself may grow from one call to the next.
     """
-    for _ in range(4):
+    for _ in range(3):
         memory = _bytes(needed(family, inputs, spill)) + ROUNDED_BYTES + more_bytes
         try:
             made, report = _within(family, inputs, memory, spill, **options)
@@ -89,7 +87,7 @@ def test_small_budgets_equal_plain(name: str, tmp_path: Path) -> None:
     wanted = family.reference(inputs)
     whole, roomy = _within(family, inputs, "64GB", tmp_path)
     assert_exact(whole, wanted)
-    for share in (0.0, 0.2, 0.6):
+    for share in (0.0, 0.3):
         more_bytes = int(share * (roomy.peak_device_bytes + roomy.peak_host_bytes))
         made, report, _ = just_enough(family, inputs, tmp_path, more_bytes)
         assert report.peak_device_bytes + report.peak_host_bytes <= (

@@ -206,11 +206,10 @@ def test_large_mean_beside_small_deviation() -> None:
 
 @torch.no_grad()
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [16, 10_000])
-def test_moments_of_large_bands(rows: int) -> None:
+def test_moments_of_large_bands() -> None:
     """Of a million points, squares summed one by one in float32 lose four digits."""
     inputs = models.latent_inputs(4)((96, 96), 1, 1)
     vae: Any = models.KL_DECODE.module()
-    with hirescli.stream(vae, rows=rows):
+    with hirescli.stream(vae, rows=96):
         made = vae.decode(**inputs).sample
     assert_exact([made], models.KL_DECODE.reference(inputs))
