@@ -31,7 +31,7 @@ class StreamedCall:
     Samples of a batch are computed one after the other.
 
     Attributes:
-        name: Of the module, for messages.
+        name: Path of the module in what it is a part of, for messages; "" for itself.
         module: The module.
         engine: Computes.
         give: Makes of one sample's banded results what the call gives: whole tensors, kept
@@ -59,11 +59,11 @@ class StreamedCall:
         """
         sample = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(sample, Tensor) or sample.ndim != 4:
-            raise RequestError(f"{self.name} was not given an image (B, C, H, W) to stream")
+            raise RequestError(f"{self._title} was not given an image (B, C, H, W) to stream")
         device = sample.device
         if torch.is_autocast_enabled(device.type):
             raise RequestError(
-                f"{self.name} is called under autocast, whose dtypes bands cannot follow; load "
+                f"{self._title} is called under autocast, whose dtypes bands cannot follow; load "
                 "the model in the dtype it shall run in"
             )
         self.enter(self.engine, device)
@@ -76,9 +76,13 @@ class StreamedCall:
                 results.append(self._sample(*own.arguments(args, kwargs)))
         return self._joined(results)
 
+    @property
+    def _title(self) -> str:
+        return self.name or type(self.module).__name__
+
     def _sample(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         """The leaves of what one sample gives."""
-        with naming_modules(self.module):
+        with naming_modules(self.module, self.name):
             made = self.forward(*args, **kwargs)
         leaves, self._spec = tree_flatten(made, is_leaf=lambda x: isinstance(x, BandedTensor))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, BandedTensor)]

@@ -42,7 +42,7 @@ def banded(
     grid = Grid(shape[2], shape[3], Fraction(level), 2)
     node = Node(
         kind="input", name="input", parents=(), shape=torch.Size(shape), dtype=dtype,
-        device=torch.device(device), grid=grid, source=source,
+        device=torch.device(device), grid=grid, source=source, module="input",
     )  # fmt: skip
     return BandedTensor.of([node])
 
@@ -206,6 +206,7 @@ def _kept_input(node: Node, kept: Kept) -> Node:
     return Node(
         kind="input", name="input", parents=(), shape=node.shape, dtype=node.dtype,
         device=node.device, grid=replace(node.grid, level=Fraction(1)), source=kept.rows,
+        module="input",
     )  # fmt: skip
 
 

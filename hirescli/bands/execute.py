@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hirescli.bands.graph import Graph
 from hirescli.bands.stores import Kept, Ledger, cut, new_value
-from hirescli.bands.tensor import Node, Span
+from hirescli.bands.tensor import OUTSIDE, Node, Span
 from hirescli.errors import RunError
 from hirescli.events import BandHalved, Listener, PassDone
 from hirescli.planning.schedule import Pass, Schedule
@@ -90,8 +90,10 @@ class Execution:
     def not_finite(self, op: int, number: int) -> NotFiniteError:
         """The error of an operation that gave no number."""
         node = self._node(op)
+        while node.module == OUTSIDE and node.parents:  # between modules: name what it reads
+            node = node.parents[0]
         return NotFiniteError(
-            f"{node.name} in {node.module or 'the output'} is not a finite number (pass {number} "
+            f"{node.name} in {node.module} is not a finite number (pass {number} "
             f"of {len(self.schedule.passes)}, {str(node.dtype).removeprefix('torch.')})"
         )
 

@@ -179,8 +179,9 @@ def interpolate(
     options = {"scale_factor": scale_factor, "mode": mode}
     (meta,) = infer(func, (x, size), {**options, "recompute_scale_factor": recompute_scale_factor})
     rows, width = meta.shape[2], meta.shape[3]
-    factor = math.ceil(rows / grid.rows)
-    if factor != math.ceil(width / grid.width) or rows < grid.rows or width < grid.width:
+    factor = max(math.ceil(rows / grid.rows), math.ceil(width / grid.width))
+    sides = ((rows, grid.rows), (width, grid.width))
+    if not all(factor * (size - 1) < made <= factor * size for made, size in sides):
         raise unknown("interpolate", f"from {grid.rows}x{grid.width} to {rows}x{width}")
     whole = rows == factor * grid.rows
     table = _nearest_rows(grid.rows, size, scale_factor)

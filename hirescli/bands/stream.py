@@ -92,7 +92,7 @@ def stream(
                 name, module, engine,
                 give=list if lazy else engine.whole,
                 enter=budgets.enter,
-                pools=vae_attention == "pooled" and name.startswith("vae"),
+                pools=vae_attention == "pooled" and name.endswith(("encoder", "decoder")),
             )  # fmt: skip
             contexts.enter_context(replaced_forward(module, call))
         yield engine.report
@@ -112,9 +112,9 @@ def _checked_rows(rows: int | None) -> int | None:
 
 
 def _streamed_modules(component: Any) -> dict[str, nn.Module]:
-    """The modules whose calls run in bands, by a name for messages."""
+    """The modules whose calls run in bands, by their path in the component."""
     if isinstance(component, nn.Module):
-        return _parts(type(component).__name__, component)
+        return _parts("", component)
     found: dict[str, nn.Module] = {}
     for name, part in (getattr(component, "components", None) or {}).items():
         if isinstance(part, nn.Module) and name in ("unet", "controlnet", "vae"):
@@ -130,11 +130,15 @@ def _streamed_modules(component: Any) -> dict[str, nn.Module]:
 def _parts(name: str, module: nn.Module) -> dict[str, nn.Module]:
     nets = getattr(module, "nets", None)
     if nets is not None:  # several ControlNets
-        return {f"{name}.nets.{i}": net for i, net in enumerate(nets)}
+        return {_joined(name, f"nets.{i}"): net for i, net in enumerate(nets)}
     encoder, decoder = getattr(module, "encoder", None), getattr(module, "decoder", None)
     if isinstance(encoder, nn.Module) and isinstance(decoder, nn.Module):
-        return {"vae.encoder": encoder, "vae.decoder": decoder}
+        return {_joined(name, "encoder"): encoder, _joined(name, "decoder"): decoder}
     return {name: module}
+
+
+def _joined(*names: str) -> str:
+    return ".".join(name for name in names if name)
 
 
 def _is_controlnet(module: nn.Module) -> bool:
@@ -144,11 +148,13 @@ def _is_controlnet(module: nn.Module) -> bool:
 def _refuse(name: str, module: nn.Module) -> None:
     """Refuse what would change weights or attention behind the engine's back."""
     if isinstance(getattr(module, "forward", None), StreamedCall):
-        raise RequestError(f"{name} is streamed already; leave that context first")
-    if getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod"):
-        raise RequestError(f"{name} is compiled; stream the module before torch.compile")
+        raise RequestError(
+            f"{name or type(module).__name__} is streamed already; leave that context first"
+        )
     for path, part in module.named_modules():
-        where = f"{name}.{path}" if path else name
+        where = _joined(name, path) or type(module).__name__
+        if getattr(part, "_compiled_call_impl", None) or hasattr(part, "_orig_mod"):
+            raise RequestError(f"{where} is compiled; stream the module without torch.compile")
         if hasattr(part, "_hf_hook"):
             raise RequestError(
                 f"{where} has a weights-offload hook of accelerate, which would swap weights "
@@ -201,13 +207,14 @@ class _Budgets:
         installed = default_budget(Machine.detect())
         if device.type == "cpu":
             free = (self._memory or installed) - self._standing
-            stores = (Store("host", max(0, free)), disk)
+            stores = (Store("host", free, standing_bytes=self._standing), disk)
             names = {"device": 0, "host": 0, "disk": 1}
         else:
             total = torch.cuda.get_device_properties(device).total_memory
-            free = (self._memory or total * 3 // 4) - self._resident_bytes(device)
+            standing = self._resident_bytes(device)
+            free = (self._memory or total * 3 // 4) - standing
             host = Store("host", self._host or installed, BUS_BYTES_PER_SECOND)
-            stores = (Store("device", max(0, free)), host, disk)
+            stores = (Store("device", free, standing_bytes=standing), host, disk)
             names = {"device": 0, "host": 1, "disk": 2}
         engine.stores = stores
         engine.keep_in = None if self.store is None else names[self.store]

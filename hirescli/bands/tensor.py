@@ -144,7 +144,9 @@ class BandedTensor(Tensor):
     def of(nodes: Sequence[Node]) -> BandedTensor:
         """The tensor of these samples, all of one shape."""
         first = nodes[0]
-        shape = torch.Size((first.shape[0] * len(nodes), *first.shape[1:]))
+        shape = first.shape
+        if len(nodes) > 1:
+            shape = torch.Size((shape[0] * len(nodes), *shape[1:]))
         made: BandedTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             BandedTensor, shape, dtype=first.dtype, device=first.device
         )
@@ -178,17 +180,26 @@ def unknown(name: str, why: str = "cannot be computed in bands of rows") -> Unkn
 # Which module is being called
 
 _modules: list[str] = []
+OUTSIDE = "(outside)"
 
 
 def module_path() -> str:
-    """Name of the module whose forward is recorded, "(outside)" if there is none."""
-    return _modules[-1] if _modules else "(outside)"
+    """Name of the module whose forward is recorded, `OUTSIDE` if there is none."""
+    return _modules[-1] if _modules else OUTSIDE
 
 
 @contextmanager
 def naming_modules(component: nn.Module, prefix: str = "") -> Iterator[None]:
-    """Know the names of the component's modules while it is recorded."""
-    names = {id(module): name or prefix for name, module in component.named_modules()}
+    """Know the names of the component's modules while it is recorded.
+
+    Args:
+        component: Whose modules are named.
+        prefix: Its own name in what it is a part of.
+    """
+    names = {
+        id(module): ".".join(part for part in (prefix, name) if part) or type(module).__name__
+        for name, module in component.named_modules()
+    }
 
     def enter(module: nn.Module, _: object) -> None:
         _modules.append(names.get(id(module), type(module).__name__))

@@ -147,9 +147,7 @@ def stage_cost(
     )
 
 
-def stores_of(
-    stage: Stage, *, card: Card, recipe: Recipe, budgets: Budgets
-) -> tuple[Store, ...]:
+def stores_of(stage: Stage, *, card: Card, recipe: Recipe, budgets: Budgets) -> tuple[Store, ...]:
     """Where a stage's components may keep values, with what the process and latents leave."""
     free_bytes = max(0, budgets.memory_bytes - card.base_memory_bytes)
     latents_bytes = stage.latent_width * stage.latent_height * card.latent_channels
@@ -188,9 +186,7 @@ def _component(
     return ComponentCost(name, calls, schedule)
 
 
-def band_rows(
-    all_stages: Sequence[Stage], *, card: Card, recipe: Recipe, budgets: Budgets
-) -> int:
+def band_rows(all_stages: Sequence[Stage], *, card: Card, recipe: Recipe, budgets: Budgets) -> int:
     """The band height of all stages in latent rows: the lowest that a component asks for."""
     *_, largest = all_stages
     cost = stage_cost(largest, card=card, recipe=recipe, rows=None, budgets=budgets)

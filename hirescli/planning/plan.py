@@ -218,9 +218,7 @@ def make_plan(
     budgets = Budgets(memory_bytes or default_memory(card, machine), _ANY_DISK)
     all_stages = stages(recipe, card)
     try:
-        rows = recipe.rows or cost.band_rows(
-            all_stages, card=card, recipe=recipe, budgets=budgets
-        )
+        rows = recipe.rows or cost.band_rows(all_stages, card=card, recipe=recipe, budgets=budgets)
         recipe = recipe.model_copy(update={"rows": rows})
         costs = tuple(
             cost.stage_cost(stage, card=card, recipe=recipe, rows=rows, budgets=budgets)

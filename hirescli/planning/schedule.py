@@ -34,11 +34,13 @@ class Store:
         budget_bytes: What may rest there; bands are worked on in the first store.
         bytes_per_second: Of moving a value there and of fetching it; the first store costs
             nothing.
+        standing_bytes: What stands there already, beside the budget: for messages.
     """
 
     name: str
     budget_bytes: int
     bytes_per_second: float = math.inf
+    standing_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def make_schedule(
         if not roomy and height != heights[-1]:
             continue
         attempt = search.copy()
-        if keep_in is not None or attempt.fit():
+        if attempt.fits() if keep_in is not None else attempt.fit():
             return attempt.schedule()
     raise _too_small(attempt, height, stores)
 
@@ -181,13 +183,20 @@ def _too_small(search: _Search, rows: int, stores: Sequence[Store]) -> BudgetErr
     for index, store in enumerate(stores):
         needed = search.peak(index)
         if needed > store.budget_bytes:
+            needed, budget = (b + store.standing_bytes for b in (needed, store.budget_bytes))
             return BudgetError(
-                f"needs at least {format_bytes(needed)} on the {store.name} in bands of {rows} "
-                f"rows, the budget is {format_bytes(store.budget_bytes)}; use a higher budget"
+                f"needs at least {format_bytes(_rounded_up(needed))} on the {store.name} in bands "
+                f"of {rows} rows, the budget is {format_bytes(budget)}; use a higher budget"
                 + ("" if rows == 1 else " or fewer rows"),
                 needed,
             )
     raise AssertionError("the schedule fits")
+
+
+def _rounded_up(count_bytes: int) -> int:
+    """A little more, so that the figure that is shown works when it is given."""
+    unit = 10 ** max(0, len(str(count_bytes)) - 3)
+    return (count_bytes // unit + 2) * unit
 
 
 @dataclass
@@ -414,6 +423,10 @@ class _Search:
         del self.kept[op]
         self._recount(affected)
         return undo
+
+    def fits(self) -> bool:
+        """Whether every store is in its budget."""
+        return all(self.peak(i) <= store.budget_bytes for i, store in enumerate(self.stores))
 
     def fit(self) -> bool:
         """Move values to later stores, or compute them again, until every store is in budget."""
