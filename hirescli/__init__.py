@@ -31,13 +31,17 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def plan(recipe: Recipe, *, memory: str | int | None = None) -> Plan:
-    """Plan an image: stages, memory, disk, time. Loads no model and no torch.
+def plan(
+    recipe: Recipe, *, memory: str | int | None = None, spill: str | Path | None = None
+) -> Plan:
+    """Plan an image: stages, schedules, memory, disk, time. Loads no model and no torch.
 
     Args:
         recipe: What is asked for.
-        memory: Budget of the whole process, in bytes or such as "8GB"; None: a stated fraction
-            of the installed memory.
+        memory: Budget of the whole process, in bytes or such as "8GB"; None: what the model
+            takes and 300 MB to work in.
+        spill: Folder for values that find no room in memory; None: the run's own, beside the
+            output.
 
     Raises:
         RequestError: If the size, format or another choice does not work with the model.
@@ -47,7 +51,8 @@ def plan(recipe: Recipe, *, memory: str | int | None = None) -> Plan:
     from hirescli.units import parse_bytes
 
     budget_bytes = None if memory is None else parse_bytes(memory)
-    return make_plan(recipe, find_card(recipe.model), memory_bytes=budget_bytes)
+    folder = None if spill is None else Path(spill)
+    return make_plan(recipe, find_card(recipe.model), memory_bytes=budget_bytes, spill=folder)
 
 
 def generate(
@@ -55,6 +60,7 @@ def generate(
     output: str | Path | None = None,
     *,
     memory: str | int | None = None,
+    spill: str | Path | None = None,
     overwrite: bool = False,
     listener: Listener | None = None,
 ) -> Result:
@@ -65,6 +71,7 @@ def generate(
         output: The file; its suffix chooses the format, and must agree with a recipe's other
             than "tiff". None: a name made from prompt and seed, in the current folder.
         memory: As in `plan`.
+        spill: As in `plan`.
         overwrite: Whether an existing output is replaced.
         listener: Called with every event of the run.
 
@@ -80,7 +87,7 @@ def generate(
     from hirescli.planning.machine import Machine
 
     path = None if output is None else Path(output)
-    made = plan(with_output(recipe, path), memory=memory)
+    made = plan(with_output(recipe, path), memory=memory, spill=spill)
     target = path or default_output(made.recipe)
     if not overwrite and (before := _finished(target, made)) is not None:
         return before

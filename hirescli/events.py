@@ -59,11 +59,14 @@ class RowsDecoded:
 
 @dataclass(frozen=True)
 class PassDone:
-    """Pass `number` of `total` of a call in bands is done; `module` is where it ended."""
+    """Pass `number` of `total` of a call in bands is done.
 
+    `call` names the component that was called, "" for what is computed between calls.
+    """
+
+    call: str
     number: int
     total: int
-    module: str
 
 
 @dataclass(frozen=True)

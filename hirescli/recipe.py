@@ -53,10 +53,12 @@ class Recipe(BaseModel):
     upscale_steps: int | None = Field(None, ge=1, le=1000)
     upscale_guidance_scale: float | None = Field(None, ge=1, le=50)
     dtype: Literal["float32", "bfloat16"] | None = None
-    # Band height of encoding and decoding, in latent rows: rounding depends on it.
+    # Band height in latent rows: rounding depends on it.
     rows: int | None = Field(None, ge=1, le=4096)
     # Threads of computing: the order of sums, and so rounding, depends on them.
     threads: int | None = Field(None, ge=1, le=1024)
+    vae_mode: Literal["banded", "tiled"] = "banded"
+    vae_attention: Literal["pooled", "exact"] = "pooled"
     format: Literal["tiff", "png", "jpeg"] = "tiff"
     tile_px: int = Field(512, ge=64, le=4096, multiple_of=16)
     compression: Literal["deflate", "lzw", "jpeg", "none"] = "deflate"

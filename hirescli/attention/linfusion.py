@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +47,18 @@ def linear_attention(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor) -> Tensor: 
         (B, H, N, d) in the dtype of the values.
     """
     dtype = v_BHNd.dtype
-    with torch.autocast(q_BHNd.device.type, enabled=False):
+    with _without_autocast(q_BHNd.device.type):
         phi_q, phi_k = phi(q_BHNd.float()), phi(k_BHNd.float())
         scale = k_BHNd.shape[2] ** -0.5
         kv_BHdd = (phi_k * scale).transpose(2, 3) @ (v_BHNd.float() * scale)
         mean_k_BHd1 = phi_k.mean(dim=2, keepdim=True).transpose(2, 3)
         out_BHNd: Tensor = (phi_q @ kv_BHdd) / (phi_q @ mean_k_BHd1 + EPSILON)
         return out_BHNd.to(dtype)
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    available = torch.amp.autocast_mode.is_autocast_available(device_type)  # not on "meta"
+    return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
 class LinearAttention(nn.Module):

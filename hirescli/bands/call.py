@@ -70,10 +70,12 @@ class StreamedCall:
         self.engine.bring = lambda weight: weight.to(device, non_blocking=True)
         batch, height = sample.shape[0], sample.shape[2]
         results = []
+        before, self.engine.call = self.engine.call, self._title
         with torch.no_grad(), pooling_keys(self.pools), no_collection():
             for b in range(batch):
                 own = _Sample(b, batch, height)
                 results.append(self._sample(*own.arguments(args, kwargs)))
+        self.engine.call = before
         return self._joined(results)
 
     @property

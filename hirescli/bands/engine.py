@@ -129,6 +129,7 @@ class Engine:
         keep_in: Keep every value in this store; None: as the budgets ask.
         spill: Folder of the disk store; None: the system's folder for temporary files.
         listener: Is told of passes.
+        call: Name of the component that is called now, for events.
         bring: Gives a weight where it can be computed with.
         flops_per_second: Of the machine, to weigh arithmetic against moves.
         names: Of weights, by the id of the parameter.
@@ -139,6 +140,7 @@ class Engine:
     keep_in: int | None = None
     spill: Path | None = None
     listener: Listener = _silent
+    call: str = ""
     bring: Callable[[Tensor], Tensor] = lambda tensor: tensor
     flops_per_second: float = 1e11
     names: dict[int, str] = field(default_factory=dict)
@@ -157,7 +159,9 @@ class Engine:
         schedule = self.schedule(graph)
         self.report.add(schedule)
         spill = self.spill or Path(tempfile.gettempdir())
-        Execution(graph, schedule, sinks, spill, self.ledger, self.listener, self.bring).run()
+        Execution(
+            graph, schedule, sinks, spill, self.ledger, self.listener, self.call, self.bring
+        ).run()
 
     def schedule(self, graph: Graph) -> Schedule:
         """The schedule of a graph; of the same graph the same one."""

@@ -38,6 +38,7 @@ class Execution:
         spill: Folder of the disk store.
         ledger: Counts the stores' bytes.
         listener: Is told of passes.
+        call: Name of the component that is called, for events.
         bring: Gives a weight where it can be computed with.
     """
 
@@ -47,6 +48,7 @@ class Execution:
     spill: Path
     ledger: Ledger
     listener: Listener
+    call: str = ""
     bring: Callable[[Tensor], Tensor] = lambda tensor: tensor
     _kept: dict[int, Kept] = field(default_factory=dict)
     _values: dict[int, Tensor] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class Execution:
                 _PassRun(self, each, number).run()
                 for op in each.frees:
                     self._kept.pop(op).close()
-                self.listener(PassDone(number, total, self._module(each)))
+                self.listener(PassDone(self.call, number, total))
         finally:
             for kept in self._kept.values():
                 kept.close()
@@ -127,10 +129,6 @@ class Execution:
 
     def _node(self, op: int) -> Node:
         return self.graph.nodes[op]
-
-    def _module(self, each: Pass) -> str:
-        last = (*each.folds, *each.outputs, *each.keeps)
-        return self._node(last[0]).module if last else ""
 
 
 @dataclass

@@ -32,7 +32,7 @@ from hirescli.output.resize import Resized
 from hirescli.output.spool import Spool, quantise
 from hirescli.planning.cascade import schedule_steps
 from hirescli.planning.cost import stores_of
-from hirescli.vae.rows import Rows, decode_rows, encode_rows
+from hirescli.vae.rows import Rows, decode_rows, decode_tiled, encode_rows
 
 if TYPE_CHECKING:
     from hirescli.models.load import Model
@@ -44,6 +44,7 @@ Tensors = dict[str, Any]
 # With noise of zero signal at the first step, plain guidance overshoots in contrast
 # (https://arxiv.org/abs/2305.08891, section 3.4).
 GUIDANCE_RESCALE = 0.5
+_TILED_ROWS = 512  # pixel rows that go to the spool at a time
 
 
 @dataclass
@@ -116,11 +117,17 @@ class Stages:
 
         def decode() -> None:
             with self._naming(stage):
-                decode_rows(autoencoder, latents, engine=self._engine(cost), sink=sink)
+                engine, recipe = self._engine(cost), self.plan.recipe
+                if recipe.vae_mode == "tiled":
+                    (whole,) = engine.whole([latents])
+                    decode_tiled(autoencoder, whole, rows=_TILED_ROWS, sink=sink)
+                    return
+                pools = recipe.vae_attention == "pooled"
+                decode_rows(autoencoder, latents, engine=engine, sink=sink, pools=pools)
 
         try:
             decode()
-        except _NotFinite as error:
+        except _StageNotFiniteError as error:
             if autoencoder.dtype == torch.float32:
                 raise
             self.listener(Warned(f"{error}; decoding again in float32"))
@@ -221,10 +228,12 @@ class Stages:
             if self.plan.recipe.dtype == "float32":
                 advice = "try a lower --guidance-scale or another --seed"
             size = f"{stage.width_px}x{stage.height_px} px"
-            raise _NotFinite(f"stage {stage.index + 1} ({size}): {error}; {advice}") from error
+            raise _StageNotFiniteError(
+                f"stage {stage.index + 1} ({size}): {error}; {advice}"
+            ) from error
 
 
-class _NotFinite(RunError):
+class _StageNotFiniteError(RunError):
     """Latents or rows that are no numbers, with the stage."""
 
 

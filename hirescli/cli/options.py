@@ -338,8 +338,27 @@ class RequestOptions:
             "--memory",
             panel=_RUN,
             metavar="BYTES",
-            text="Memory the whole process may use, such as 8GB, 8GiB or 500MB. "
-            "Default: three quarters of the installed memory.",
+            text="Memory the whole process may use, such as 8GB, 8GiB or 500MB; with more, less "
+            "is spilled to disk. Default: what the model takes and 300 MB to work in.",
+        ),
+    ] = None
+    host_memory: Annotated[
+        str | None,
+        option(
+            "--host-memory",
+            panel=_RUN,
+            metavar="BYTES",
+            text="Host memory for values that find no room on a GPU. Says nothing on a CPU.",
+        ),
+    ] = None
+    spill: Annotated[
+        Path | None,
+        option(
+            "--spill",
+            panel=_RUN,
+            metavar="DIR",
+            text="Folder for values that find no room in memory; a fast disk helps. Default: the "
+            "run's own folder beside the output.",
         ),
     ] = None
     rows: Annotated[
@@ -349,8 +368,30 @@ class RequestOptions:
             panel=_RUN,
             metavar="N",
             parser=whole,
-            text="Band height of encoding and decoding, in latent rows, 1 to 4096. "
+            text="Band height that pictures are computed in, in latent rows, 1 to 4096. "
             "Default: from the size and the memory.",
+        ),
+    ] = None
+    vae_mode: Annotated[
+        str | None,
+        option(
+            "--vae-mode",
+            panel=_RUN,
+            metavar="MODE",
+            text="How latents are decoded: banded is exact; tiled is diffusers' own tiling, which "
+            "blends tiles, for comparison. Default: banded.",
+            autocompletion=words("banded", "tiled"),
+        ),
+    ] = None
+    vae_attention: Annotated[
+        str | None,
+        option(
+            "--vae-attention",
+            panel=_RUN,
+            metavar="KIND",
+            text="Of a decoder's middle block above 512x512 latents: pooled lets it attend to "
+            "averages, exact to everything, in quadratic time. Default: pooled.",
+            autocompletion=words("pooled", "exact"),
         ),
     ] = None
 
@@ -369,7 +410,7 @@ class RequestOptions:
         same = (
             "negative_prompt size model revision steps guidance_scale scheduler method "
             "upscale_steps upscale_guidance_scale dtype format compression quality dpi metadata "
-            "rows prompt"
+            "rows vae_mode vae_attention prompt"
         )
         said = {key: getattr(self, key) for key in same.split()} | renamed
         return {key: value for key, value in said.items() if value is not None}

@@ -26,6 +26,8 @@ def plan(
 ) -> None:
     """Show stages, steps, memory, disk and time of a request, and whether this machine can run it.
 
+    The schedule shown is the one that `hires generate` executes: passes over bands of rows, what
+    they keep in memory and on disk, and the arithmetic beside that of the whole-image call.
     Takes the options of `hires generate` and loads no model. Ends with 2 if the request cannot
     run here.
     """
@@ -57,11 +59,14 @@ def show(all_images: Sequence[Image], problem: HiresError | None, *, as_json: bo
             found = {"output": str(image.output), "problem": problem and str(problem)}
             print(json.dumps(found | image.plan.to_dict()))
         return
-    from hirescli.cli.render import console, plan_lines, plan_table
+    from hirescli.cli.render import console, plan_lines, plan_table, schedule_table
 
     out = console()
     for image in all_images:
         out.print(plan_table(image.plan))
+        out.print()
+        out.print(schedule_table(image.plan))
+        out.print()
         for line in plan_lines(image.plan, image.output):
             out.print(line, soft_wrap=True)
         for warning in image.plan.warnings:

@@ -88,7 +88,7 @@ def new(
     """Write a preset from the options given, ready to edit.
 
     Takes the options of `hires generate`, except those of a single run: --seed with several
-    values, --output, --memory and --recipe.
+    values, --output, --memory, --host-memory, --spill and --recipe.
     """
     from hirescli import presets
 
@@ -105,8 +105,8 @@ def _choices(request: RequestOptions) -> dict[str, Any]:
 
     useless = [
         f"--{name}"
-        for name in ("output", "memory", "recipe")
-        if getattr(request, name) is not None
+        for name in ("output", "memory", "host-memory", "spill", "recipe")
+        if getattr(request, name.replace("-", "_")) is not None
     ]
     if len(request.seed or []) > 1:
         useless.append("several --seed")

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, ClassVar, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
@@ -30,17 +30,19 @@ class Work:
         plan: Of the image.
     """
 
+    _PARTS: ClassVar = {"encoder": "encode", "denoiser": "denoise", "decoder": "decode"}
+
     def __init__(self, plan: Plan) -> None:
         self._totals: dict[tuple[int, str], float] = {}
+        self._calls: dict[int, int] = {}
         for cost in plan.stage_costs:
-            stage = cost.stage
-            px = stage.width_px * stage.height_px
-            decode = px * plan.card.decoder_flops_per_px
-            encode = px * plan.card.encoder_flops_per_px if stage.kind == "upscale" else 0.0
-            self._totals[stage.index, "encode"] = encode
-            self._totals[stage.index, "decode"] = decode
-            self._totals[stage.index, "denoise"] = max(cost.flops - encode - decode, 0.0)
+            for each in cost.components:
+                self._totals[cost.stage.index, self._PARTS[each.name]] = each.flops
+                if each.name == "denoiser":
+                    self._calls[cost.stage.index] = each.calls
         self._done = dict.fromkeys(self._totals, 0.0)
+        self._stage = 0
+        self._calls_done = 0
 
     @property
     def fraction(self) -> float:
@@ -49,7 +51,13 @@ class Work:
 
     def take(self, event: Event) -> None:
         """Count what an event reports; events of other kinds change nothing."""
-        if isinstance(event, events.StepDone):
+        if isinstance(event, events.StageStarted):
+            self._stage, self._calls_done = event.index, 0
+        elif isinstance(event, events.PassDone) and event.call == "unet":
+            done = self._calls_done + event.number / event.total
+            self._set(self._stage, "denoise", done / self._calls[self._stage])
+            self._calls_done += event.number == event.total
+        elif isinstance(event, events.StepDone):
             self._set(event.stage_index, "denoise", event.step / event.steps)
         elif isinstance(event, events.RowsEncoded):
             self._set(event.stage_index, "encode", event.rows / event.rows_total)

@@ -42,17 +42,37 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 def plan_table(plan: Plan) -> Table:
     """The stages of a plan with size, steps, memory and time."""
-    numbers = ("steps", "strength", "guidance", "memory", "time")
+    numbers = ("steps", "strength", "guidance", "memory", "disk", "time")
     made = table("stage", "size", "latent", *numbers, right=numbers)
     for cost in plan.stage_costs:
         made.add_row(*_stage_row(cost))
     return made
 
 
+def schedule_table(plan: Plan) -> Table:
+    """The schedules of the last stage, which is the largest: what each call does."""
+    numbers = ("calls", "passes", "bands", "memory", "disk", "arithmetic", "time")
+    made = table("last stage", *numbers, right=numbers)
+    for each in plan.stage_costs[-1].components:
+        schedule = each.schedule
+        made.add_row(
+            each.name,
+            str(each.calls),
+            str(len(schedule.passes)),
+            f"{-(-schedule.ops[0].rows // schedule.rows)} of {schedule.rows} rows",
+            format_bytes(each.memory_bytes),
+            format_bytes(each.disk_bytes),
+            f"{schedule.flops / 1e12:.3g} TFLOP, x{schedule.flops / schedule.plain_flops:.2f}",
+            format_seconds(schedule.seconds),
+        )
+    return made
+
+
 def plan_lines(plan: Plan, output: Path) -> list[str]:
     """What a plan needs in all, one fact a line."""
     recipe = plan.recipe
-    budget = format_bytes(plan.budget_bytes)
+    budget = format_bytes(plan.budgets.memory_bytes)
+    place = "beside the output" if plan.spill is None else f"in {plan.spill}"
     return [
         f"output    {output} ({recipe.format}, "
         f"{format_pixels(recipe.width_px, recipe.height_px)}, seed {recipe.seed})",
@@ -60,7 +80,8 @@ def plan_lines(plan: Plan, output: Path) -> list[str]:
         f"{recipe.scheduler}, method {recipe.method}",
         f"memory    host {format_bytes(plan.peak_memory_bytes)} of a budget of {budget}; "
         f"device {format_bytes(plan.store_bytes['device'])}; bands of {plan.rows} latent rows",
-        f"disk      {format_bytes(plan.disk_bytes)} beside the output",
+        f"disk      {format_bytes(plan.spool_bytes)} beside the output, "
+        f"{format_bytes(plan.spill_bytes)} of values {place}",
         f"time      about {format_seconds(plan.seconds)} ({plan.flops / 1e12:.2g} TFLOP)",
     ]
 
@@ -75,5 +96,6 @@ def _stage_row(cost: StageCost) -> tuple[str, ...]:
         "" if stage.strength is None else f"{stage.strength:g}",
         f"{stage.guidance_scale:g}",
         format_bytes(cost.memory.peak_bytes),
+        format_bytes(cost.spill_bytes),
         format_seconds(cost.seconds),
     )

@@ -43,12 +43,19 @@ def images(options: RequestOptions, machine: Machine) -> tuple[Image, ...]:
 
     if options.output == "":
         raise RequestError("output is empty; give a file name with -o, or leave it out")
-    memory_bytes = None if options.memory is None else parse_bytes(options.memory)
+    limits = {
+        "memory_bytes": None if options.memory is None else parse_bytes(options.memory),
+        "host_memory_bytes": (
+            None if options.host_memory is None else parse_bytes(options.host_memory)
+        ),
+    }
     recipes = _recipes(options)
     outputs = [_output(options.output, recipe, several=len(recipes) > 1) for recipe in recipes]
     return tuple(
         Image(
-            make_plan(recipe, find_card(recipe.model), memory_bytes=memory_bytes, machine=machine),
+            make_plan(
+                recipe, find_card(recipe.model), spill=options.spill, machine=machine, **limits
+            ),
             output,
         )
         for recipe, output in zip(recipes, outputs, strict=True)

@@ -48,6 +48,9 @@ class Card(BaseModel):
     vae_factor: Positive
     text_tokens: Positive
 
+    vae_tiling: bool = False  # whether its autoencoder has diffusers' own tiling
+    vae_attention: bool = False  # whether its middle block attends
+
     # Choices that a recipe leaves open
     steps: int = Field(ge=1, le=1000)
     guidance_scale: float = Field(ge=1, le=50)

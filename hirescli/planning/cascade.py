@@ -50,7 +50,7 @@ def resolve(recipe: Recipe, card: Card) -> Recipe:
     """The recipe with every open choice filled from the card (`rows` is the plan's matter).
 
     Raises:
-        RequestError: If the size, revision or scheduler does not work with the model.
+        RequestError: If the size, revision, scheduler or VAE mode does not work with the model.
     """
     upscales = len(sizes(recipe.width_px, recipe.height_px, card)) - 1
     scheduler = recipe.scheduler or card.scheduler
@@ -63,6 +63,11 @@ def resolve(recipe: Recipe, card: Card) -> Recipe:
         raise RequestError(
             f'revision "{recipe.revision}" of model `{card.name}` is not here, '
             f'"{card.revision}" is; leave the revision out to use that'
+        )
+    if recipe.vae_mode == "tiled" and not card.vae_tiling:
+        raise RequestError(
+            f"the autoencoder of model `{card.name}` has no tiling; leave --vae-mode out: banded "
+            "decoding is exact and takes as little memory"
         )
     strengths = _one_per_upscale(recipe.strengths or card.strengths, upscales)
     filled = {
@@ -198,6 +203,8 @@ def choices_without_effect(
         all_stages: Of the recipe.
     """
     doublings = len(all_stages) - 1
+    if asked.vae_attention == "exact" and not card.vae_attention:
+        yield f"--vae-attention has no effect: model `{card.name}` decodes without attention"
     if asked.negative_prompt and all(stage.guidance_scale == 1 for stage in all_stages):
         yield "the negative prompt has no effect without guidance; use a --guidance-scale above 1"
     if doublings == 0:

@@ -191,6 +191,7 @@ def make_plan(
     card: Card,
     *,
     memory_bytes: int | None = None,
+    host_memory_bytes: int | None = None,
     spill: Path | None = None,
     machine: Machine | None = None,
 ) -> Plan:
@@ -202,6 +203,7 @@ def make_plan(
         recipe: What is asked for.
         card: Of the recipe's model.
         memory_bytes: Budget of the whole process; None: `default_memory`.
+        host_memory_bytes: Budget of the host beside a GPU; on a CPU it says nothing.
         spill: Folder for values on disk; None: the run's own, beside the output.
         machine: Where it shall run; None: this machine.
 
@@ -238,7 +240,7 @@ def make_plan(
         spill_bytes=max(row.spill_bytes for row in costs),
         flops=sum(row.flops for row in costs),
         seconds=card.load_seconds + sum(row.seconds for row in costs),
-        warnings=_warnings(asked, card, all_stages),
+        warnings=_warnings(asked, card, all_stages, host_memory_bytes),
     )
 
 
@@ -263,12 +265,16 @@ def _over_budget(
     )
 
 
-def _warnings(asked: Recipe, card: Card, all_stages: tuple[Stage, ...]) -> tuple[str, ...]:
-    found = (
+def _warnings(
+    asked: Recipe, card: Card, all_stages: tuple[Stage, ...], host_memory_bytes: int | None
+) -> tuple[str, ...]:
+    found = [
         card.foreign_prompt_warning(asked.prompt),
         native_warning(asked.width_px, asked.height_px, card),
         *choices_without_effect(asked, card, all_stages),
-    )
+    ]
+    if host_memory_bytes is not None:
+        found.append("--host-memory has no effect: on a CPU, --memory is the whole process's")
     return tuple(warning for warning in found if warning is not None)
 
 

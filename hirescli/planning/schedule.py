@@ -8,7 +8,8 @@ is kept; which one, and in which store, is searched for under the budget:
 1. keep every value that saves arithmetic (an *anchor*) where a later pass needs it;
 2. leave out those that cost nothing, since a later pass computes them once anyway;
 3. while a store is over its budget, at the worst pass, take the step that costs the least
-   seconds for each byte it frees: move a value to the next store, or compute it again.
+   seconds for each byte it frees: move a value to the next store, or compute it again. The
+   same without computing again is tried too, and the quicker of the two is taken.
 """
 
 from __future__ import annotations
@@ -167,10 +168,14 @@ def make_schedule(
         roomy = search.widest_work() <= stores[0].budget_bytes * _WORK_FRACTION
         if not roomy and height != heights[-1]:
             continue
-        attempt = search.copy()
-        if attempt.fits() if keep_in is not None else attempt.fit():
-            return attempt.schedule()
-    raise _too_small(attempt, height, stores)
+        if keep_in is not None:
+            attempts = [search] if search.fits() else []
+        else:
+            # Step by step, computing again looks cheap until it adds up.
+            attempts = [a for drops in (True, False) if (a := search.copy()).fit(drops=drops)]
+        if attempts:
+            return min((a.schedule() for a in attempts), key=lambda schedule: schedule.seconds)
+    raise _too_small(search, height, stores)
 
 
 def _heights(rows_in: int, most_rows: int) -> list[int]:
@@ -180,6 +185,7 @@ def _heights(rows_in: int, most_rows: int) -> list[int]:
 
 
 def _too_small(search: _Search, rows: int, stores: Sequence[Store]) -> BudgetError:
+    search.fit()  # as far as it goes
     for index, store in enumerate(stores):
         needed = search.peak(index)
         if needed > store.budget_bytes:
@@ -428,8 +434,11 @@ class _Search:
         """Whether every store is in its budget."""
         return all(self.peak(i) <= store.budget_bytes for i, store in enumerate(self.stores))
 
-    def fit(self) -> bool:
-        """Move values to later stores, or compute them again, until every store is in budget."""
+    def fit(self, *, drops: bool = True) -> bool:
+        """Move values to later stores until every store is in budget.
+
+        With `drops`, values may also be computed again.
+        """
         states = _state_bytes(self.ops)
         while True:
             stored = self._stored()
@@ -443,10 +452,10 @@ class _Search:
             (worst, store), excess = max(over.items(), key=lambda item: (item[1], -item[0][0]))
             if excess <= 0:
                 return True
-            if not self._relieve(worst, store, stored):
+            if not self._relieve(worst, store, stored, drops):
                 return False
 
-    def _relieve(self, k: int, store: int, stored: dict[int, list[int]]) -> bool:
+    def _relieve(self, k: int, store: int, stored: dict[int, list[int]], drops: bool) -> bool:
         """Take the cheapest step that frees bytes of `store` in pass k; False if there is none."""
         best: tuple[float, int, int | None] | None = None
         last = self._last_uses()
@@ -454,7 +463,7 @@ class _Search:
             if self.kept[op] != store or not self.depth[op] <= k <= last[op]:
                 continue
             size = self._bytes(op)
-            for seconds, target in self._ways(op, store, last[op], stored):
+            for seconds, target in self._ways(op, store, last[op], stored, drops):
                 if best is None or seconds / size < best[0]:
                     best = (seconds / size, op, target)
         if best is None:
@@ -467,7 +476,7 @@ class _Search:
         return True
 
     def _ways(
-        self, op: int, store: int, last: int, stored: dict[int, list[int]]
+        self, op: int, store: int, last: int, stored: dict[int, list[int]], drops: bool
     ) -> Iterable[tuple[float, int | None]]:
         """What it takes in seconds to move a value to a later store, or (None) to drop it."""
         size = self._bytes(op)
@@ -478,7 +487,7 @@ class _Search:
                 reads = max(1, len(self._users(op)))
                 yield size * (1 + reads) / self.stores[target].bytes_per_second, target
                 break
-        if op not in self.pinned:
+        if drops and op not in self.pinned:
             before = self._flops()
             undo = self._drop(op)
             added = self._flops() - before

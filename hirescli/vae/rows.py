@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hirescli.bands.attention import pooling_keys
 from hirescli.bands.engine import banded, no_collection
 from hirescli.bands.tensor import naming_modules
 
@@ -22,7 +23,9 @@ RowSink = Callable[[int, Rows], None]
 
 
 @torch.no_grad()
-def decode_rows(autoencoder: Any, latents: BandedTensor, *, engine: Engine, sink: RowSink) -> None:
+def decode_rows(
+    autoencoder: Any, latents: BandedTensor, *, engine: Engine, sink: RowSink, pools: bool = True
+) -> None:
     """Decode latents, from top to bottom, without ever holding the picture.
 
     Args:
@@ -31,11 +34,12 @@ def decode_rows(autoencoder: Any, latents: BandedTensor, *, engine: Engine, sink
         engine: Computes, in bands of latent rows.
         sink: Takes the first pixel row of a band and the band (n, W, 3), float32 in about
             [0, 1], unclamped. After memory ran out it may be given rows again.
+        pools: Whether the middle block may attend to averages where keys are too many.
 
     Raises:
         NotFiniteError: If a value is no number.
     """
-    with no_collection(), naming_modules(autoencoder):
+    with no_collection(), naming_modules(autoencoder), pooling_keys(pools):
         sample = _unscaled(autoencoder, latents.to(autoencoder.dtype))
         (picture,) = autoencoder.decode(sample, return_dict=False)
         engine.compute(picture.nodes, [lambda lo, hi, band: sink(lo, _pixels(band))])
