@@ -196,7 +196,8 @@ class _PassRun:
 
     def _compute(self, step: Step, node: Node, fresh: Mapping[int, list[Piece]]) -> Tensor:
         assert node.kernel is not None
-        first, native, arguments = 0, False, []
+        first, native = 0, False
+        arguments: list[Any] = []
         for parent, read in zip(node.parents, step.reads, strict=True):
             if read is not None:
                 zeros = (read.zeros_above, read.zeros_below)

@@ -141,7 +141,7 @@ ON_SAMPLES: dict[Any, Callable[..., Any]] = {
 
 
 def _in_place() -> dict[Any, Any]:
-    found = {
+    found: dict[Any, Any] = {
         _T.__iadd__: _T.__add__, _T.__isub__: _T.__sub__, _T.__imul__: _T.__mul__,
         _T.__itruediv__: _T.__truediv__, operator.iadd: _T.__add__,
         torch.relu_: torch.relu,

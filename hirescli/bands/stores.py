@@ -106,7 +106,8 @@ class _RowsFirst:
         if not self._order:
             others = [d for d in range(band.ndim) if d != self._dim]
             ones = [d for d in others if band.shape[d] == 1]
-            rest = sorted(set(others) - set(ones), key=lambda d: (-band.stride(d), d))
+            strides = band.stride()
+            rest = sorted(set(others) - set(ones), key=lambda d: (-strides[d], d))
             self._order, self.rows_dim = [*ones, self._dim, *rest], len(ones)
         return band.permute(self._order).contiguous()
 
@@ -261,7 +262,7 @@ class DiskValue:
 
 
 def _bytes_of(dense: Tensor) -> memoryview:
-    return memoryview(dense.flatten().view(torch.uint8).numpy())
+    return memoryview(dense.flatten().view(torch.uint8).numpy().data)
 
 
 def _reserve(descriptor: int, count_bytes: int) -> None:

@@ -207,7 +207,10 @@ class _Budgets:
         installed = default_budget(Machine.detect())
         if device.type == "cpu":
             free = (self._memory or installed) - self._standing
-            stores = (Store("host", free, standing_bytes=self._standing), disk)
+            stores: tuple[Store, ...] = (
+                Store("host", free, standing_bytes=self._standing),
+                disk,
+            )
             names = {"device": 0, "host": 0, "disk": 1}
         else:
             total = torch.cuda.get_device_properties(device).total_memory

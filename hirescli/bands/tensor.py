@@ -147,7 +147,7 @@ class BandedTensor(Tensor):
         shape = first.shape
         if len(nodes) > 1:
             shape = torch.Size((shape[0] * len(nodes), *shape[1:]))
-        made: BandedTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: BandedTensor = Tensor._make_wrapper_subclass(
             BandedTensor, shape, dtype=first.dtype, device=first.device
         )
         made.nodes = tuple(nodes)
@@ -162,10 +162,12 @@ class BandedTensor(Tensor):
         return dispatch(func, tuple(args), kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise unknown(str(func))
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         node = self.nodes[0]
         return f"BandedTensor({tuple(self.shape)}, {node.dtype}, {node.name}, {node.grid})"
 

@@ -47,7 +47,7 @@ class _Planes:
         self._row_bytes = 4 * width
 
     def write(self, channel: int, plane: Tensor) -> None:
-        view = memoryview(plane.numpy()).cast("B")
+        view = memoryview(plane.numpy().data).cast("B")
         place = channel * self._height * self._row_bytes
         while view:
             written = os.pwrite(self._file.fileno(), view, place)
@@ -56,7 +56,7 @@ class _Planes:
     def rows(self, lo: int, hi: int) -> Tensor:
         made = torch.empty(1, self._channels, hi - lo, self._width)
         for channel in range(self._channels):
-            view = memoryview(made[0, channel].numpy()).cast("B")
+            view = memoryview(made[0, channel].numpy().data).cast("B")
             place = (channel * self._height + lo) * self._row_bytes
             count = os.preadv(self._file.fileno(), [view], place)
             assert count == len(view), "the file was written whole"

@@ -100,8 +100,8 @@ class Stages:
                 num_inference_steps=schedule_steps(stage.strength, stage.steps),
             ).images
             anchor = self.model.card.colour_anchor
-            made = anchor_colours(made.float(), encoded, deviation=anchor == "moments")
-            (kept,) = engine.keep([made], cost.latents_store)
+            anchored: Any = anchor_colours(made.float(), encoded, deviation=anchor == "moments")
+            (kept,) = engine.keep([anchored], cost.latents_store)
         return kept
 
     def decode(self, latents: BandedTensor, cost: StageCost, spool: Spool) -> None:
@@ -109,7 +109,8 @@ class Stages:
 
         A decoder of half precision that gives no number is tried again in float32, once.
         """
-        stage, autoencoder = cost.stage, self.model.autoencoder
+        stage: Stage = cost.stage
+        autoencoder: Any = self.model.autoencoder
 
         def sink(y: int, rows: Rows) -> None:
             spool.write_rows(y, quantise(rows, spool.bits))
@@ -132,7 +133,7 @@ class Stages:
                 raise
             self.listener(Warned(f"{error}; decoding again in float32"))
             dtype = autoencoder.dtype
-            autoencoder.float()
+            autoencoder.to(torch.float32)
             try:
                 decode()
             finally:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,8 +16,6 @@ from hirescli.planning.card import COMPONENTS, write_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import nn
 
     from hirescli.bands.tensor import BandedTensor
     from hirescli.models.load import Model
@@ -34,7 +32,7 @@ def record(model: Model, component: str) -> Trace:
         component: "denoiser", "decoder" or "encoder".
     """
     card, unet, autoencoder = model.card, model.unet, model.autoencoder
-    calls: dict[str, tuple[nn.Module, int, int, Callable[[BandedTensor], BandedTensor]]] = {
+    calls: dict[str, tuple[Any, int, int, Callable[[BandedTensor], Any]]] = {
         "denoiser": (unet, card.latent_channels, 1, lambda x: _denoised(model, x)),
         "decoder": (
             autoencoder, card.latent_channels, 1,
@@ -47,7 +45,7 @@ def record(model: Model, component: str) -> Trace:
     }  # fmt: skip
     module, channels, factor, call = calls[component]
     side = _LATENT_SIDE * factor
-    image = banded((1, channels, side, side), _nothing, dtype=module.dtype, device="cpu")  # type: ignore[arg-type]
+    image = banded((1, channels, side, side), _nothing, dtype=module.dtype, device="cpu")
     with torch.no_grad(), naming_modules(module):
         made = call(image)
     return Graph.of(made.nodes, parameter_names(module)).trace
@@ -59,7 +57,7 @@ def _nothing(lo: int, hi: int) -> torch.Tensor:
 
 def _denoised(model: Model, sample: BandedTensor) -> BandedTensor:
     unet = model.unet
-    states = torch.zeros(1, model.card.text_tokens, unet.config.cross_attention_dim)
+    states = torch.zeros(1, model.card.text_tokens, unet.config["cross_attention_dim"])
     made: BandedTensor = unet(sample, 0, states.to(unet.dtype), return_dict=False)[0]
     return made
 

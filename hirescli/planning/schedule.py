@@ -201,7 +201,7 @@ def _too_small(search: _Search, rows: int, stores: Sequence[Store]) -> BudgetErr
 
 def _rounded_up(count_bytes: int) -> int:
     """A little more, so that the figure that is shown works when it is given."""
-    unit = 10 ** max(0, len(str(count_bytes)) - 3)
+    unit = int(10 ** max(0, len(str(count_bytes)) - 3))
     return (count_bytes // unit + 2) * unit
 
 
