@@ -78,7 +78,7 @@ def test_vae(hires: Callable, folder: Path) -> None:
 @pytest.mark.slow
 def test_bands(hires: Callable) -> None:
     """The real decoder at the smallest size; both parts, errors within the tolerance."""
-    ran = hires("bench", "bands", "--size", "32x24", "--rows", "1", "--repeat", "1", "--json")
+    ran = hires("bench", "bands", "--size", "32x24", "--rows", "3", "--repeat", "1", "--json")
     assert (ran.code, ran.err) == (0, "")
     facts = json.loads(ran.out)
     assert [each["component"] for each in facts["components"]] == ["built-in UNet", "KL decoder"]
