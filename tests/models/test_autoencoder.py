@@ -1,4 +1,4 @@
-"""The thin autoencoder: how far a decoded row sees, its principal components, its files."""
+"""The thin autoencoder: its principal components, its files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hirescli.models.builtin.autoencoder import ThinAutoencoder
-from hirescli.models.registry import find_card
 
 
 def tiny(blocks: tuple[int, int, int] = (1, 1, 1), *, seed: int = 0) -> ThinAutoencoder:
@@ -21,40 +18,6 @@ def tiny(blocks: tuple[int, int, int] = (1, 1, 1), *, seed: int = 0) -> ThinAuto
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.double()
-
-
-def latent_rows_seen(model: ThinAutoencoder, row: int, height: int) -> set[int]:
-    """The latent rows that the eight pixel rows of `row` depend on, by their gradient."""
-    z = torch.randn(1, 4, height, 3, dtype=torch.float64, requires_grad=True)
-    (pixels,) = model.decode(z, return_dict=False)
-    pixels[:, :, 8 * row : 8 * row + 8].pow(2).sum().backward()
-    assert z.grad is not None
-    return set(z.grad.abs().amax((0, 1, 3)).nonzero().flatten().tolist())
-
-
-@settings(max_examples=15)
-@given(blocks=st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)))
-def test_halo_is_what_a_row_sees(blocks: tuple[int, int, int]) -> None:
-    model = tiny(blocks)
-    halo = model.halo_latent_rows
-    row, height = halo + 2, 2 * halo + 5
-    assert latent_rows_seen(model, row, height) == set(range(row - halo, row + halo + 1))
-
-
-def test_halo_of_the_built_in_model() -> None:
-    assert ThinAutoencoder().halo_latent_rows == find_card("builtin").halo_latent_rows == 12
-
-
-def test_pixels_do_not_change_with_a_row_outside_the_halo() -> None:
-    model = tiny((4, 2, 1)).float()
-    halo, z = model.halo_latent_rows, torch.randn(1, 4, 30, 3)
-    changed = z.clone()
-    changed[:, :, 14 + halo + 1] += 100
-    with torch.no_grad():
-        before, after = (model.decode(t, return_dict=False)[0] for t in (z, changed))
-    seen = slice(8 * 14, 8 * 15)
-    assert torch.equal(before[:, :, seen], after[:, :, seen])
-    assert not torch.equal(before, after)
 
 
 def pictures_of_few_components(count: int) -> torch.Tensor:
@@ -85,6 +48,5 @@ def test_saved_and_loaded_gives_the_same(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     read = ThinAutoencoder.from_pretrained(tmp_path, local_files_only=True)
     z = torch.randn(1, 4, 3, 5)
-    assert read.halo_latent_rows == model.halo_latent_rows
     with torch.no_grad():
         assert torch.equal(read.decode(z).sample, model.decode(z).sample)

@@ -95,17 +95,6 @@ class ThinAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
             nn.PixelShuffle(2),
         )
 
-    @property
-    def halo_latent_rows(self) -> int:
-        """Latent rows above and below a row that its decoded pixels depend on.
-
-        A 3x3 convolution reads one row of its own resolution each side: one latent row at
-        1/8, half of one at 1/4, a quarter at 1/2; and what is begun counts whole.
-        """
-        eighth, quarter, half = self.config["decoder_blocks"]
-        quarters_of_a_row: int = 4 * (1 + 2 * eighth) + 2 * (2 * quarter) + (2 * half + 1)
-        return -(-quarters_of_a_row // 4)
-
     @torch.no_grad()
     def start_from_components(self, pictures: Tensor) -> None:
         """Set the linear maps to the principal components of pictures (N, 3, H, W).
