@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -16,10 +16,16 @@ from hirescli.bands.tensor import naming_modules
 if TYPE_CHECKING:
     from hirescli.bands.engine import Engine
     from hirescli.bands.tensor import BandedTensor
-    from hirescli.output.resize import Resized
 
 Rows = np.ndarray[Any, np.dtype[np.float32]]
 RowSink = Callable[[int, Rows], None]
+
+
+class PictureRows(Protocol):
+    """A picture of which any rows can be had."""
+
+    def rows(self, y0: int, y1: int) -> Rows:
+        """Rows y0 to y1: (y1 - y0, W, 3), float32 in [0, 1]."""
 
 
 @torch.no_grad()
@@ -69,7 +75,7 @@ def decode_tiled(autoencoder: Any, latents: Tensor, *, rows: int, sink: RowSink)
 
 @torch.no_grad()
 def encode_rows(
-    autoencoder: Any, picture: Resized, *, width_px: int, height_px: int, engine: Engine,
+    autoencoder: Any, picture: PictureRows, *, width_px: int, height_px: int, engine: Engine,
     store: str, told: Callable[[int], None],
 ) -> BandedTensor:  # fmt: skip
     """Encode a picture whose rows are made as they are read.
