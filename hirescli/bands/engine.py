@@ -133,6 +133,7 @@ class Engine:
         bring: Gives a weight where it can be computed with.
         flops_per_second: Of the machine, to weigh arithmetic against moves.
         names: Of weights, by the id of the parameter.
+        most_work_bytes: What a band may take where the engine chooses its height.
     """
 
     stores: Sequence[Store]
@@ -144,6 +145,7 @@ class Engine:
     bring: Callable[[Tensor], Tensor] = lambda tensor: tensor
     flops_per_second: float = 1e11
     names: dict[int, str] = field(default_factory=dict)
+    most_work_bytes: int | None = None
     report: Report = field(default_factory=Report)
     ledger: Ledger = field(default_factory=Ledger)
     _schedules: dict[Any, Schedule] = field(default_factory=dict)
@@ -170,7 +172,7 @@ class Engine:
             self._schedules[key] = make_schedule(
                 graph.trace, graph.rows, graph.width,
                 stores=self.stores, rows=self.rows, keep_in=self.keep_in,
-                flops_per_second=self.flops_per_second,
+                most_work_bytes=self.most_work_bytes, flops_per_second=self.flops_per_second,
             )  # fmt: skip
         return self._schedules[key]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hirescli.bands.graph import Graph
+from hirescli.bands.heap import steady_heap
 from hirescli.bands.stores import Kept, Ledger, cut, new_value
 from hirescli.bands.tensor import OUTSIDE, Node, Span
 from hirescli.errors import RunError
@@ -61,6 +62,7 @@ class Execution:
             NotFiniteError: If a reduction or an output is no number, naming pass and module.
             RunError: If memory does not suffice for one row, or the disk is full.
         """
+        steady_heap()
         self.graph.check(self.schedule.ops)
         total = len(self.schedule.passes)
         try:

@@ -23,7 +23,7 @@ from hirescli.planning.machine import (
     Machine,
     default_budget,
 )
-from hirescli.planning.schedule import Store
+from hirescli.planning.schedule import CPU_WORK_BYTES, Store
 from hirescli.units import parse_bytes
 
 _UNBOUNDED = 1 << 62
@@ -212,6 +212,7 @@ class _Budgets:
                 disk,
             )
             names = {"device": 0, "host": 0, "disk": 1}
+            engine.most_work_bytes = CPU_WORK_BYTES
         else:
             total = torch.cuda.get_device_properties(device).total_memory
             standing = self._resident_bytes(device)

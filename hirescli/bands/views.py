@@ -277,7 +277,7 @@ def pixel_shuffle(func: Any, x: Node, factor: int) -> Node:
     made = type(grid)(grid.rows * factor, grid.width * factor, grid.level * factor, grid.dim)
 
     def kernel(bands: list[Any], span: Any) -> Tensor:
-        rows = torch.pixel_shuffle(bands[0], factor)
+        rows = _shuffled(bands[0], factor)
         return rows.narrow(-2, span.lo - factor * span.first, span.rows)
 
     return record_local(
@@ -285,6 +285,14 @@ def pixel_shuffle(func: Any, x: Node, factor: int) -> Node:
         name="pixel_shuffle", shape=meta.shape, dtype=x.dtype, grid=made, kernel=kernel,
         reach=Stretch(factor), width_reach=Stretch(factor),
     )  # fmt: skip
+
+
+def _shuffled(band: Tensor, factor: int) -> Tensor:
+    """Pixel shuffle that keeps channels-last bands so, in one copy."""
+    if not band.is_contiguous(memory_format=torch.channels_last):
+        return torch.pixel_shuffle(band, factor)
+    groups = band.permute(0, 2, 3, 1).unflatten(3, (-1, factor, factor))  # (1, h, w, C, f, f)
+    return groups.permute(0, 1, 4, 2, 5, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 @handles(torch.pixel_unshuffle)

@@ -31,7 +31,7 @@ from hirescli.output import spool as spools
 from hirescli.output.resize import Resized
 from hirescli.output.spool import Spool, quantise
 from hirescli.planning.cascade import schedule_steps
-from hirescli.planning.cost import stores_of
+from hirescli.planning.cost import component_rows, stores_of
 from hirescli.vae.rows import Rows, decode_rows, decode_tiled, encode_rows
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Stages:
 
     def base(self, cost: StageCost) -> BandedTensor:
         """Latents (1, C, h, w), float32, of the base picture, from noise."""
-        stage, engine = cost.stage, self._engine(cost)
+        stage, engine = cost.stage, self._engine(cost, "denoiser")
         pipeline = text_to_image(self.model)
         with self._denoising(pipeline, engine, cost):
             made = pipeline(
@@ -86,7 +86,7 @@ class Stages:
 
     def upscale(self, cost: StageCost, encoded: BandedTensor) -> BandedTensor:
         """Latents (1, C, h, w), float32: `encoded` of the same shape, renoised and denoised."""
-        stage, engine = cost.stage, self._engine(cost)
+        stage, engine = cost.stage, self._engine(cost, "denoiser")
         assert stage.strength is not None
         pipeline = image_to_image(self.model)
         folder = self.spill if cost.latents_store == "disk" else None
@@ -118,7 +118,7 @@ class Stages:
 
         def decode() -> None:
             with self._naming(stage):
-                engine, recipe = self._engine(cost), self.plan.recipe
+                engine, recipe = self._engine(cost, "decoder"), self.plan.recipe
                 if recipe.vae_mode == "tiled":
                     (whole,) = engine.whole([latents])
                     decode_tiled(autoencoder, whole, rows=_TILED_ROWS, sink=sink)
@@ -142,7 +142,7 @@ class Stages:
 
     def encode(self, path: Path, cost: StageCost) -> BandedTensor:
         """Latents (1, C, h, w), float32, of the spool at `path`, enlarged to the stage's size."""
-        stage, factor = cost.stage, self.model.card.vae_factor
+        stage = cost.stage
         width_px, height_px = stage.width_px, stage.height_px
 
         def told(rows: int) -> None:
@@ -154,18 +154,18 @@ class Stages:
                 Resized(spool, width_px=width_px, height_px=height_px),
                 width_px=width_px,
                 height_px=height_px,
-                engine=self._engine(cost, factor),
+                engine=self._engine(cost, "encoder"),
                 store=cost.latents_store,
                 told=told,
             )
 
-    def _engine(self, cost: StageCost, factor: int = 1) -> Engine:
-        """The engine of a component whose input has `factor` rows for each latent row."""
+    def _engine(self, cost: StageCost, component: str) -> Engine:
+        """The engine of a component, with the budgets and the band height of the plan."""
         plan, card = self.plan, self.model.card
         assert plan.recipe.threads is not None, "the recipe is not resolved"
         return Engine(
             stores=stores_of(cost.stage, card=card, recipe=plan.recipe, budgets=plan.budgets),
-            rows=plan.rows * factor,
+            rows=component_rows(component, plan.rows, card),
             spill=self.spill,
             listener=self.listener,
             flops_per_second=card.flops_per_second_per_core * plan.recipe.threads,

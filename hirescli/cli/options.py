@@ -348,7 +348,8 @@ class RequestOptions:
             "--host-memory",
             panel=_RUN,
             metavar="BYTES",
-            text="Host memory for values that find no room on a GPU. Says nothing on a CPU.",
+            text="Host memory for values that find no room on a GPU; on a CPU it says nothing. "
+            "Default: three quarters of the installed memory.",
         ),
     ] = None
     spill: Annotated[

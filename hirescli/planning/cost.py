@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hirescli.planning.card import Card
 from hirescli.planning.cascade import Stage
 from hirescli.planning.machine import DISK_BYTES_PER_SECOND
-from hirescli.planning.schedule import Schedule, Store, make_schedule
+from hirescli.planning.schedule import CPU_WORK_BYTES, Schedule, Store, make_schedule
 from hirescli.recipe import Recipe
 
 _CHANNELS = 3  # red, green, blue
@@ -16,7 +16,11 @@ _CHANNELS = 3  # red, green, blue
 # gave for both guidance halves, and the next sample.
 _LATENT_COPIES = 6
 _LATENTS_FRACTION = 1 / 8  # of the work memory that latents may take; above they go to disk
-_MOST_ROWS = 64  # latent rows; higher bands are not quicker
+# Rows of each component's input that belong to one latent row of the recipe's band height: a
+# decoder's row becomes many, so it takes fewer.
+_DECODER_ROWS = 4  # latent rows of other components for one of a decoder
+# Bytes for each pixel of a band outside the engine: float rows, their copies and levels.
+_EDGE_BYTES = 48
 _SPOOL_BYTES = {"between": 2, "last": 1}  # per channel: 16 bits between stages, 8 at the end
 # Largest output for a spool of 1: a pyramid adds 1/4 + 1/16 + ... = 1/3; noise hardly packs.
 _PYRAMID = 4 / 3
@@ -46,16 +50,18 @@ class ComponentCost:
         name: "encoder", "denoiser" or "decoder".
         calls: How often it runs.
         schedule: Of each call.
+        edge_bytes: Of pixel rows outside the engine.
     """
 
     name: str
     calls: int
     schedule: Schedule
+    edge_bytes: int
 
     @property
     def memory_bytes(self) -> int:
-        """Peak of bands and stores in memory."""
-        return self.schedule.peak_bytes[self.schedule.stores[0].name]
+        """Peak of bands and stores in memory, and of rows on their way from or to a spool."""
+        return self.schedule.peak_bytes[self.schedule.stores[0].name] + self.edge_bytes
 
     @property
     def disk_bytes(self) -> int:
@@ -174,26 +180,37 @@ def _component(
     assert recipe.dtype is not None, "the recipe is not resolved"
     assert recipe.threads is not None, "the recipe is not resolved"
     factor = card.vae_factor if name == "encoder" else 1
+    own_rows = None if rows is None else component_rows(name, rows, card)
     schedule = make_schedule(
         card.trace(name, recipe.dtype),
         stage.latent_height * factor,
         stage.latent_width * factor,
         stores=stores,
-        rows=None if rows is None else rows * factor,
-        most_rows=_MOST_ROWS * factor,
+        rows=own_rows,
+        most_work_bytes=CPU_WORK_BYTES,
         flops_per_second=card.flops_per_second_per_core * recipe.threads,
     )
-    return ComponentCost(name, calls, schedule)
+    px_rows = {"encoder": 1, "denoiser": 0, "decoder": card.vae_factor}[name] * schedule.rows
+    edge_bytes = min(px_rows, stage.height_px) * stage.width_px * _EDGE_BYTES
+    return ComponentCost(name, calls, schedule, edge_bytes)
+
+
+def component_rows(name: str, rows: int, card: Card) -> int:
+    """Rows of a component's input in a band, where the recipe's bands have `rows` latent rows."""
+    if name == "encoder":
+        return rows * card.vae_factor
+    return max(1, rows // _DECODER_ROWS) if name == "decoder" else rows
 
 
 def band_rows(all_stages: Sequence[Stage], *, card: Card, recipe: Recipe, budgets: Budgets) -> int:
     """The band height of all stages in latent rows: the lowest that a component asks for."""
     *_, largest = all_stages
     cost = stage_cost(largest, card=card, recipe=recipe, rows=None, budgets=budgets)
-    return min(
-        max(1, each.schedule.rows // (card.vae_factor if each.name == "encoder" else 1))
-        for each in cost.components
-    )
+    asked = {each.name: each.schedule.rows for each in cost.components}
+    asked["decoder"] *= _DECODER_ROWS
+    if "encoder" in asked:
+        asked["encoder"] = max(1, asked["encoder"] // card.vae_factor)
+    return min(asked.values())
 
 
 def denoiser_calls_per_step(stage: Stage) -> int:

@@ -8,8 +8,8 @@ is kept; which one, and in which store, is searched for under the budget:
 1. keep every value that saves arithmetic (an *anchor*) where a later pass needs it;
 2. leave out those that cost nothing, since a later pass computes them once anyway;
 3. while a store is over its budget, at the worst pass, take the step that costs the least
-   seconds for each byte it frees: move a value to the next store, or compute it again. The
-   same without computing again is tried too, and the quicker of the two is taken.
+   seconds for each byte it frees: move a value to the next store, or compute it again. Other
+   ways are tried too (`attempts`), and the quickest is taken.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from hirescli.planning.trace import SizedOp, Trace
 from hirescli.units import format_bytes
 
 _WORK_FRACTION = 0.5  # of the first store that bands may take where fewer rows would do
+# What a band may take on a CPU: values then mostly fit into its caches.
+CPU_WORK_BYTES = 48 * 10**6
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def make_schedule(
     *,
     stores: Sequence[Store],
     rows: int | None = None,
-    most_rows: int = 256,
+    most_work_bytes: int | None = None,
     keep_in: int | None = None,
     flops_per_second: float = 1e11,
 ) -> Schedule:
@@ -152,7 +154,7 @@ def make_schedule(
         stores: The first is where bands are computed; later ones are slower.
         rows: Band height in rows of the input; None: the highest power of two that leaves
             room for stores.
-        most_rows: The highest band that is tried then.
+        most_work_bytes: What a band may take then; higher ones are not quicker.
         keep_in: Keep every value in this store, an index; None: as the budgets ask.
         flops_per_second: Of the machine, to weigh arithmetic against moves.
 
@@ -162,30 +164,30 @@ def make_schedule(
     ops = trace.at(rows_in, width_in)
     search = _Search(ops, trace.outputs, stores, flops_per_second, rows_in)
     search.start(keep_in)
-    heights = [rows] if rows else _heights(rows_in, most_rows)
+    most_work = min(stores[0].budget_bytes * _WORK_FRACTION, most_work_bytes or math.inf)
+    heights = [rows] if rows else _heights(rows_in)
     for height in heights:
         search.set_rows(height)
-        roomy = search.widest_work() <= stores[0].budget_bytes * _WORK_FRACTION
-        if not roomy and height != heights[-1]:
+        if search.widest_work() > most_work and height != heights[-1]:
             continue
         if keep_in is not None:
             attempts = [search] if search.fits() else []
         else:
-            # Step by step, computing again looks cheap until it adds up.
-            attempts = [a for drops in (True, False) if (a := search.copy()).fit(drops=drops)]
+            attempts = search.attempts()
         if attempts:
             return min((a.schedule() for a in attempts), key=lambda schedule: schedule.seconds)
+    if keep_in is None:
+        search.fit()  # as far as it goes
     raise _too_small(search, height, stores)
 
 
-def _heights(rows_in: int, most_rows: int) -> list[int]:
+def _heights(rows_in: int) -> list[int]:
     """Band heights to try: powers of two, the first at least the whole height if that is low."""
-    highest = min(most_rows, 1 << max(0, (rows_in - 1).bit_length()))
+    highest = 1 << max(0, (rows_in - 1).bit_length())
     return [highest >> k for k in range(highest.bit_length())]
 
 
 def _too_small(search: _Search, rows: int, stores: Sequence[Store]) -> BudgetError:
-    search.fit()  # as far as it goes
     for index, store in enumerate(stores):
         needed = search.peak(index)
         if needed > store.budget_bytes:
@@ -429,6 +431,25 @@ class _Search:
         del self.kept[op]
         self._recount(affected)
         return undo
+
+    def attempts(self) -> list[_Search]:
+        """Searches that came within every budget from here, each in another way.
+
+        Step by step, computing again looks cheap until it adds up. So values are also moved
+        only; and where much is computed again, all values from a size on are, and the room is
+        left to smaller ones.
+        """
+        found = [a for drops in (True, False) if (a := self.copy()).fit(drops=drops)]
+        if any(each._flops() <= self._flops() * (1 + 1e-9) for each in found):
+            return found
+        for size in sorted({self._bytes(op) for op in self.kept}):
+            attempt = self.copy()
+            for op in sorted(self.kept.keys() - self.pinned):
+                if self._bytes(op) >= size:
+                    attempt._drop(op)
+            if attempt.fit():
+                found.append(attempt)
+        return found
 
     def fits(self) -> bool:
         """Whether every store is in its budget."""
