@@ -291,8 +291,11 @@ def _shuffled(band: Tensor, factor: int) -> Tensor:
     """Pixel shuffle that keeps channels-last bands so, in one copy."""
     if not band.is_contiguous(memory_format=torch.channels_last):
         return torch.pixel_shuffle(band, factor)
-    groups = band.permute(0, 2, 3, 1).unflatten(3, (-1, factor, factor))  # (1, h, w, C, f, f)
-    return groups.permute(0, 1, 4, 2, 5, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+    groups: Tensor = band.permute(0, 2, 3, 1).unflatten(
+        3, (-1, factor, factor)
+    )  # (1, h, w, C, f, f)
+    merged: Tensor = groups.permute(0, 1, 4, 2, 5, 3).flatten(3, 4).flatten(1, 2)
+    return merged.permute(0, 3, 1, 2)
 
 
 @handles(torch.pixel_unshuffle)

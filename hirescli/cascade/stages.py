@@ -164,7 +164,14 @@ class Stages:
         plan, card = self.plan, self.model.card
         assert plan.recipe.threads is not None, "the recipe is not resolved"
         return Engine(
-            stores=stores_of(cost.stage, card=card, recipe=plan.recipe, budgets=plan.budgets),
+            stores=stores_of(
+                component,
+                cost.stage,
+                card=card,
+                recipe=plan.recipe,
+                rows=plan.rows,
+                budgets=plan.budgets,
+            ),
             rows=component_rows(component, plan.rows, card),
             spill=self.spill,
             listener=self.listener,

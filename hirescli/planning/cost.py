@@ -130,13 +130,10 @@ def stage_cost(
     Raises:
         BudgetError: If the budget cannot hold one band.
     """
-    latents_bytes = stage.latent_width * stage.latent_height * card.latent_channels
-    latents_bytes *= dtype_bytes(recipe) * _LATENT_COPIES
-    free_bytes = max(0, budgets.memory_bytes - card.base_memory_bytes)
-    in_memory = latents_bytes <= free_bytes * _LATENTS_FRACTION
-    stores = stores_of(stage, card=card, recipe=recipe, budgets=budgets)
+    latents_bytes = _latents_bytes(stage, card, recipe)
+    in_memory = _latents_in_memory(latents_bytes, card, budgets)
     components = tuple(
-        _component(name, calls, stage, card=card, recipe=recipe, rows=rows, stores=stores)
+        _component(name, calls, stage, card=card, recipe=recipe, rows=rows, budgets=budgets)
         for name, calls in _calls(stage)
     )
     return StageCost(
@@ -153,17 +150,44 @@ def stage_cost(
     )
 
 
-def stores_of(stage: Stage, *, card: Card, recipe: Recipe, budgets: Budgets) -> tuple[Store, ...]:
-    """Where a stage's components may keep values, with what the process and latents leave."""
-    free_bytes = max(0, budgets.memory_bytes - card.base_memory_bytes)
-    latents_bytes = stage.latent_width * stage.latent_height * card.latent_channels
-    latents_bytes *= dtype_bytes(recipe) * _LATENT_COPIES
-    if latents_bytes <= free_bytes * _LATENTS_FRACTION:
-        free_bytes -= latents_bytes
+def stores_of(
+    component: str, stage: Stage, *, card: Card, recipe: Recipe, rows: int | None, budgets: Budgets
+) -> tuple[Store, ...]:
+    """Where a component may keep values, with what process, latents and rows of pixels leave.
+
+    Args:
+        component: "encoder", "denoiser" or "decoder".
+        stage: That it works for.
+        card: Of the model.
+        recipe: Resolved.
+        rows: Band height in latent rows; None: the least.
+        budgets: Of the run.
+    """
+    standing_bytes = card.base_memory_bytes + _edge_bytes(component, stage, card, rows or 1)
+    latents_bytes = _latents_bytes(stage, card, recipe)
+    if _latents_in_memory(latents_bytes, card, budgets):
+        standing_bytes += latents_bytes
+    free_bytes = budgets.memory_bytes - standing_bytes
     return (
-        Store("host", free_bytes),
+        Store("host", free_bytes, standing_bytes=standing_bytes),
         Store("disk", budgets.disk_bytes, DISK_BYTES_PER_SECOND),
     )
+
+
+def _latents_bytes(stage: Stage, card: Card, recipe: Recipe) -> int:
+    latent_px = stage.latent_width * stage.latent_height
+    return latent_px * card.latent_channels * dtype_bytes(recipe) * _LATENT_COPIES
+
+
+def _latents_in_memory(latents_bytes: int, card: Card, budgets: Budgets) -> bool:
+    return latents_bytes <= (budgets.memory_bytes - card.base_memory_bytes) * _LATENTS_FRACTION
+
+
+def _edge_bytes(component: str, stage: Stage, card: Card, rows: int) -> int:
+    """Bytes of pixel rows outside the engine, in bands of `rows` latent rows."""
+    own_rows = component_rows(component, rows, card)
+    px_rows = {"encoder": own_rows, "denoiser": 0, "decoder": own_rows * card.vae_factor}
+    return min(px_rows[component], stage.height_px) * stage.width_px * _EDGE_BYTES
 
 
 def _calls(stage: Stage) -> Sequence[tuple[str, int]]:
@@ -175,7 +199,7 @@ def _calls(stage: Stage) -> Sequence[tuple[str, int]]:
 
 def _component(
     name: str, calls: int, stage: Stage, *, card: Card, recipe: Recipe, rows: int | None,
-    stores: Sequence[Store],
+    budgets: Budgets,
 ) -> ComponentCost:  # fmt: skip
     assert recipe.dtype is not None, "the recipe is not resolved"
     assert recipe.threads is not None, "the recipe is not resolved"
@@ -185,14 +209,12 @@ def _component(
         card.trace(name, recipe.dtype),
         stage.latent_height * factor,
         stage.latent_width * factor,
-        stores=stores,
+        stores=stores_of(name, stage, card=card, recipe=recipe, rows=rows, budgets=budgets),
         rows=own_rows,
         most_work_bytes=CPU_WORK_BYTES,
         flops_per_second=card.flops_per_second_per_core * recipe.threads,
     )
-    px_rows = {"encoder": 1, "denoiser": 0, "decoder": card.vae_factor}[name] * schedule.rows
-    edge_bytes = min(px_rows, stage.height_px) * stage.width_px * _EDGE_BYTES
-    return ComponentCost(name, calls, schedule, edge_bytes)
+    return ComponentCost(name, calls, schedule, _edge_bytes(name, stage, card, rows or 1))
 
 
 def component_rows(name: str, rows: int, card: Card) -> int:

@@ -33,7 +33,7 @@ T = TypeVar("T")
 _MOST_NAME_BYTES = 255  # of common file systems
 _BESIDE_SUFFIX = ".partial"  # the longest name that is written beside the output
 _VALIDATED = object()
-_WORK_BYTES = 300 * 10**6  # of default memory beside the model
+_WORK_BYTES = 250 * 10**6  # of default memory beside the model
 _ANY_DISK = 1 << 62
 
 
@@ -217,17 +217,17 @@ def make_plan(
     check_format(recipe.format, recipe.width_px, recipe.height_px)
     check_options(recipe)
     recipe = recipe.model_copy(update={"threads": recipe.threads or machine.cores})
-    budgets = Budgets(memory_bytes or default_memory(card, machine), _ANY_DISK)
     all_stages = stages(recipe, card)
+    budgets = Budgets(memory_bytes or default_memory(card, machine), _ANY_DISK)
     try:
-        rows = recipe.rows or cost.band_rows(all_stages, card=card, recipe=recipe, budgets=budgets)
-        recipe = recipe.model_copy(update={"rows": rows})
-        costs = tuple(
-            cost.stage_cost(stage, card=card, recipe=recipe, rows=rows, budgets=budgets)
-            for stage in all_stages
-        )
+        rows, costs = _costs(all_stages, card, recipe, budgets)
     except BudgetError as error:
-        raise _over_budget(error, card, budgets, recipe.rows) from error
+        needed_bytes = error.least_bytes
+        if memory_bytes is not None or needed_bytes > default_budget(machine):
+            raise _over_budget(needed_bytes, budgets, recipe.rows) from error
+        budgets = Budgets(needed_bytes, _ANY_DISK)
+        rows, costs = _costs(all_stages, card, recipe, budgets)
+    recipe = recipe.model_copy(update={"rows": rows})
     return Plan(
         recipe=recipe,
         card=card,
@@ -244,19 +244,27 @@ def make_plan(
     )
 
 
+def _costs(
+    all_stages: tuple[Stage, ...], card: Card, recipe: Recipe, budgets: Budgets
+) -> tuple[int, tuple[StageCost, ...]]:
+    """The band height, and all stages with what they take."""
+    rows = recipe.rows or cost.band_rows(all_stages, card=card, recipe=recipe, budgets=budgets)
+    return rows, tuple(
+        cost.stage_cost(stage, card=card, recipe=recipe, rows=rows, budgets=budgets)
+        for stage in all_stages
+    )
+
+
 def default_memory(card: Card, machine: Machine) -> int:
     """Bytes a run may use when nothing else is said: the model and a fixed room to work in.
 
-    Pictures of every size are so made in about the same memory. At most the machine's default
-    budget.
+    Pictures of every size are so made in about the same memory; a plan takes what one band
+    takes where that is more. At most the machine's default budget.
     """
     return min(default_budget(machine), card.base_memory_bytes + _WORK_BYTES)
 
 
-def _over_budget(
-    error: BudgetError, card: Card, budgets: Budgets, rows: int | None
-) -> RequestError:
-    needed_bytes = max(error.least_bytes, 0) + card.base_memory_bytes
+def _over_budget(needed_bytes: int, budgets: Budgets, rows: int | None) -> RequestError:
     lower = " or fewer --rows" if rows is not None and rows > 1 else ""
     return RequestError(
         f"needs at least {format_bytes(needed_bytes)} of memory for one band, the budget is "
