@@ -67,7 +67,6 @@ class StreamedCall:
                 "the model in the dtype it shall run in"
             )
         self.enter(self.engine, device)
-        self.engine.bring = lambda weight: weight.to(device, non_blocking=True)
         batch, height = sample.shape[0], sample.shape[2]
         results = []
         before, self.engine.call = self.engine.call, self._title

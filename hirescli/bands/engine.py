@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -130,7 +131,7 @@ class Engine:
         spill: Folder of the disk store; None: the system's folder for temporary files.
         listener: Is told of passes.
         call: Name of the component that is called now, for events.
-        bring: Gives a weight where it can be computed with.
+        loads_weights: Whether weights rest on the host and are loaded for each pass.
         flops_per_second: Of the machine, to weigh arithmetic against moves.
         names: Of weights, by the id of the parameter.
         most_work_bytes: What a band may take where the engine chooses its height.
@@ -142,7 +143,7 @@ class Engine:
     spill: Path | None = None
     listener: Listener = _silent
     call: str = ""
-    bring: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    loads_weights: bool = False
     flops_per_second: float = 1e11
     names: dict[int, str] = field(default_factory=dict)
     most_work_bytes: int | None = None
@@ -161,9 +162,7 @@ class Engine:
         schedule = self.schedule(graph)
         self.report.add(schedule)
         spill = self.spill or Path(tempfile.gettempdir())
-        Execution(
-            graph, schedule, sinks, spill, self.ledger, self.listener, self.call, self.bring
-        ).run()
+        Execution(graph, schedule, sinks, spill, self.ledger, self.listener, self.call).run()
 
     def schedule(self, graph: Graph) -> Schedule:
         """The schedule of a graph; of the same graph the same one."""
@@ -172,6 +171,7 @@ class Engine:
             self._schedules[key] = make_schedule(
                 graph.trace, graph.rows, graph.width,
                 stores=self.stores, rows=self.rows, keep_in=self.keep_in,
+                loads_weights=self.loads_weights,
                 most_work_bytes=self.most_work_bytes, flops_per_second=self.flops_per_second,
             )  # fmt: skip
         return self._schedules[key]
@@ -200,8 +200,15 @@ class Engine:
         """
         spill = self.spill or Path(tempfile.gettempdir())
         nodes = [node for tensor in tensors for node in tensor.nodes]
-        kept = [new_value(node, store, spill, self.ledger) for node in nodes]
-        self.compute(nodes, [value.put for value in kept])
+        kept: list[Kept] = []
+        try:
+            for node in nodes:
+                kept.append(new_value(node, store, spill, self.ledger))
+            self.compute(nodes, [value.put for value in kept])
+        except BaseException:
+            for value in kept:
+                value.close()
+            raise
         made = iter(_kept_input(n, k) for n, k in zip(nodes, kept, strict=True))
         return [BandedTensor.of([next(made) for _ in tensor.nodes]) for tensor in tensors]
 
@@ -209,11 +216,13 @@ class Engine:
 def _kept_input(node: Node, kept: Kept) -> Node:
     """The node of a kept value, an input of level 1: what made it can go."""
     assert node.grid is not None
-    return Node(
+    made = Node(
         kind="input", name="input", parents=(), shape=node.shape, dtype=node.dtype,
         device=node.device, grid=replace(node.grid, level=Fraction(1)), source=kept.rows,
         module="input",
     )  # fmt: skip
+    weakref.finalize(made, kept.close)
+    return made
 
 
 def _into(target: Tensor, node: Node) -> Sink:

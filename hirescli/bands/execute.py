@@ -40,7 +40,6 @@ class Execution:
         ledger: Counts the stores' bytes.
         listener: Is told of passes.
         call: Name of the component that is called, for events.
-        bring: Gives a weight where it can be computed with.
     """
 
     graph: Graph
@@ -50,9 +49,17 @@ class Execution:
     ledger: Ledger
     listener: Listener
     call: str = ""
-    bring: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    _weights: PassWeights = field(init=False)
     _kept: dict[int, Kept] = field(default_factory=dict)
     _values: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._weights = PassWeights(self.graph.nodes[0].device)
+
+    @property
+    def bring(self) -> Callable[[Tensor], Tensor]:
+        """Gives a weight where it can be computed with."""
+        return self._weights.bring
 
     @torch.no_grad()
     def run(self) -> None:
@@ -70,6 +77,7 @@ class Execution:
                 _PassRun(self, each, number).run()
                 for op in each.frees:
                     self._kept.pop(op).close()
+                self._weights.leave()
                 self.listener(PassDone(self.call, number, total))
         finally:
             for kept in self._kept.values():
@@ -133,12 +141,40 @@ class Execution:
         return self.graph.nodes[op]
 
 
+class PassWeights:
+    """The weights that a pass reads, where bands are computed.
+
+    Those that lie there already are taken as they are; those that rest on the host are copied
+    once in a pass and let go at its end.
+
+    Args:
+        device: Where bands are computed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._copies: dict[int, Tensor] = {}
+
+    def bring(self, weight: Tensor) -> Tensor:
+        """The weight, on the device."""
+        if weight.device == self._device:
+            return weight
+        if id(weight) not in self._copies:
+            self._copies[id(weight)] = weight.to(self._device, non_blocking=True)
+        return self._copies[id(weight)]
+
+    def leave(self) -> None:
+        """The pass is done."""
+        self._copies.clear()
+
+
 @dataclass
 class _PassRun:
     """One pass: rows that wait to be read, and states that grow.
 
     A band either happens or does not: what it computes is taken over at its end, so that after
-    memory ran out the same rows are computed again in lower bands.
+    memory ran out the same rows are computed again in lower bands. Stores and sinks, which have
+    some of them already, are then given them again.
     """
 
     execution: Execution
@@ -175,7 +211,6 @@ class _PassRun:
     def _band(self, band: Band) -> None:
         fresh: dict[int, list[Piece]] = {}
         partials: dict[int, Any] = {}
-        puts: list[tuple[int, Piece]] = []
         for step in band.steps:
             node = self._node(step.op)
             if step.op in self.each.loads:
@@ -185,16 +220,15 @@ class _PassRun:
                 partials[step.op] = node.reduction.partial(bands)
             else:
                 made = self._compute(step, node, fresh)
-                piece = (step.lo, step.hi, made)
-                fresh[step.op] = [piece]
-                if step.op in self.each.keeps:
-                    puts.append((step.op, piece))
+                fresh[step.op] = [(step.lo, step.hi, made)]
+                if step.op in self.each.keeps:  # given again if memory runs out further on
+                    self.execution.kept(step.op).put(step.lo, step.hi, made)
                 del made
             if step.op in self.each.outputs:
                 self._give_out(step, fresh[step.op])
             for op in step.done_with:
                 self._trim(op, fresh, band.keep_from[op])
-        self._commit(band, fresh, partials, puts)
+        self._commit(band, fresh, partials)
 
     def _compute(self, step: Step, node: Node, fresh: Mapping[int, list[Piece]]) -> Tensor:
         assert node.kernel is not None
@@ -250,14 +284,8 @@ class _PassRun:
         fresh[op] = kept
 
     def _commit(
-        self,
-        band: Band,
-        fresh: dict[int, list[Piece]],
-        partials: Mapping[int, Any],
-        puts: Sequence[tuple[int, Piece]],
+        self, band: Band, fresh: dict[int, list[Piece]], partials: Mapping[int, Any]
     ) -> None:
-        for op, (lo, hi, made) in puts:
-            self.execution.kept(op).put(lo, hi, made)
         for op, partial in partials.items():
             reduction = self._node(op).reduction
             assert reduction is not None

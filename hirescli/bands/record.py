@@ -55,7 +55,7 @@ def record_local(
     parents = tuple(arg for arg in flatten((args, kwargs)) if isinstance(arg, Node))
     if kernel is None:
         assert func is not None
-        kernel = _call(func, args, kwargs, grid if cuts else None, len(shape))
+        kernel = _call(func, args, kwargs, grid if cuts else None, len(shape), parents[0].device)
     return Node(
         kind="resident" if grid is None else "local",
         name=name,
@@ -81,7 +81,7 @@ def flatten(value: Any) -> list[Any]:
 
 def _call(
     func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any], grid: Grid | None,
-    ndim: int,
+    ndim: int, device: torch.device,
 ) -> Kernel:  # fmt: skip
     """A kernel that fills bands into the arguments, and cuts whole tensors that have rows."""
     places: list[Callable[[list[Any], Span], Any]] = []
@@ -97,7 +97,7 @@ def _call(
             parts = [place(v) for v in value]
             return lambda bands, span: [part(bands, span) for part in parts]
         if isinstance(value, Tensor):
-            return _cut(value, grid, ndim)
+            return _cut(value, grid, ndim, device)
         return lambda *_: value
 
     places = [place(value) for value in args]
@@ -109,7 +109,9 @@ def _call(
     )
 
 
-def _cut(whole: Tensor, grid: Grid | None, ndim: int) -> Callable[[list[Any], Span], Tensor]:
+def _cut(
+    whole: Tensor, grid: Grid | None, ndim: int, device: torch.device
+) -> Callable[[list[Any], Span], Tensor]:
     """The rows of a whole tensor that belong to a band, if it varies along them."""
     if grid is not None:
         dim = grid.dim - (ndim - whole.ndim)
@@ -117,8 +119,8 @@ def _cut(whole: Tensor, grid: Grid | None, ndim: int) -> Callable[[list[Any], Sp
             per_row = whole.shape[dim] // grid.rows
             if per_row * grid.rows != whole.shape[dim]:
                 raise unknown("an operation", f"meets a tensor of shape {tuple(whole.shape)}")
-            return lambda _, span: span.bring(
-                whole.narrow(dim, span.lo * per_row, span.rows * per_row)
+            return lambda _, span: whole.narrow(dim, span.lo * per_row, span.rows * per_row).to(
+                device
             )
     return lambda _, span: span.bring(whole)
 

@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -76,16 +77,46 @@ def new_value(node: Node, store: str, spill: Path, ledger: Ledger) -> Kept:
             device=node.device, count=count,
         )  # fmt: skip
     if store == "host" and node.device.type != "cpu":
+        bus = _Bus(node.device)
         return MemoryValue(
-            node.grid.dim, node.per_row, count,
-            place=_to_pinned, fetch=lambda band: band.to(node.device, non_blocking=True),
-        )  # fmt: skip
+            node.grid.dim, node.per_row, count, place=bus.to_host, fetch=bus.to_device
+        )
     return MemoryValue(node.grid.dim, node.per_row, count)
 
 
-def _to_pinned(band: Tensor) -> Tensor:
-    pinned = torch.empty_like(band, device="cpu", pin_memory=True)
-    return pinned.copy_(band)
+class _Bus:
+    """Copies between a GPU and pinned host memory, on a stream of their own.
+
+    Work is queued far ahead of the GPU, so the copies of one band run beside the kernels of
+    another.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = _copy_stream(device)
+
+    def to_host(self, band: Tensor) -> Tensor:
+        """A pinned copy, which is read only through `to_device`."""
+        pinned = torch.empty_like(band, device="cpu", pin_memory=True)
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            pinned.copy_(band, non_blocking=True)
+        band.record_stream(self._stream)  # its memory is not used anew before the copy is done
+        return pinned
+
+    def to_device(self, pinned: Tensor) -> Tensor:
+        """A copy on the device, ready for the current stream."""
+        current = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._stream):
+            band = pinned.to(self._device, non_blocking=True)
+        current.wait_stream(self._stream)
+        band.record_stream(current)
+        return band
+
+
+@lru_cache(maxsize=16)
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class _RowsFirst:

@@ -216,12 +216,20 @@ class _Budgets:
         else:
             total = torch.cuda.get_device_properties(device).total_memory
             standing = self._resident_bytes(device)
+            engine.loads_weights = standing < self._weights_bytes()
             free = (self._memory or total * 3 // 4) - standing
             host = Store("host", self._host or installed, BUS_BYTES_PER_SECOND)
             stores = (Store("device", free, standing_bytes=standing), host, disk)
             names = {"device": 0, "host": 1, "disk": 2}
         engine.stores = stores
         engine.keep_in = None if self.store is None else names[self.store]
+
+    def _weights_bytes(self) -> int:
+        return sum(
+            p.numel() * p.element_size()
+            for module in self.modules.values()
+            for p in module.parameters()
+        )
 
     def _resident_bytes(self, device: torch.device) -> int:
         return sum(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from pathlib import Path
 
 import torch
@@ -35,7 +36,9 @@ def noise_like(
     stored = _Planes(folder, channels, height, width)
     for channel in range(channels):
         stored.write(channel, torch.randn(height, width, generator=generator))
-    return banded((1, channels, height, width), stored.rows, dtype=torch.float32)
+    made = banded((1, channels, height, width), stored.rows, dtype=torch.float32)
+    weakref.finalize(made.nodes[0], stored.close)
+    return made
 
 
 class _Planes:
@@ -61,3 +64,7 @@ class _Planes:
             count = os.preadv(self._file.fileno(), [view], place)
             assert count == len(view), "the file was written whole"
         return made
+
+    def close(self) -> None:
+        """Give the room back."""
+        self._file.close()

@@ -15,7 +15,7 @@ is kept; which one, and in which store, is searched for under the budget:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hirescli.errors import RequestError
@@ -143,6 +143,7 @@ def make_schedule(
     rows: int | None = None,
     most_work_bytes: int | None = None,
     keep_in: int | None = None,
+    loads_weights: bool = False,
     flops_per_second: float = 1e11,
 ) -> Schedule:
     """Schedule a component at a size under budgets.
@@ -156,13 +157,16 @@ def make_schedule(
             room for stores.
         most_work_bytes: What a band may take then; higher ones are not quicker.
         keep_in: Keep every value in this store, an index; None: as the budgets ask.
+        loads_weights: Whether weights rest on the host and each pass loads those that it reads;
+            else they lie where bands are computed, beside the budget.
         flops_per_second: Of the machine, to weigh arithmetic against moves.
 
     Raises:
         BudgetError: If not even bands of one row fit.
     """
     ops = trace.at(rows_in, width_in)
-    search = _Search(ops, trace.outputs, stores, flops_per_second, rows_in)
+    loaded = trace.weight_bytes if loads_weights else {}
+    search = _Search(ops, trace.outputs, stores, flops_per_second, rows_in, loaded)
     search.start(keep_in)
     most_work = min(stores[0].budget_bytes * _WORK_FRACTION, most_work_bytes or math.inf)
     heights = [rows] if rows else _heights(rows_in)
@@ -224,6 +228,7 @@ class _Search:
         kept: Values in a store, and which.
         uses: What each pass does, by its depth.
         work: Work bytes of each pass that is counted already.
+        loaded: Bytes of the weights that passes load, by name.
     """
 
     ops: Sequence[SizedOp]
@@ -231,6 +236,7 @@ class _Search:
     stores: Sequence[Store]
     flops_per_second: float
     rows_in: int
+    loaded: Mapping[str, int]
     depth: list[int] = field(default_factory=list)
     kept: dict[int, int] = field(default_factory=dict)
     pinned: frozenset[int] = frozenset()
@@ -262,7 +268,9 @@ class _Search:
 
     def copy(self) -> _Search:
         """A search that goes on from here by itself."""
-        twin = _Search(self.ops, self.outputs, self.stores, self.flops_per_second, self.rows_in)
+        twin = _Search(
+            self.ops, self.outputs, self.stores, self.flops_per_second, self.rows_in, self.loaded
+        )
         twin.__dict__.update(self.__dict__)
         twin.kept, twin.uses, twin.work = dict(self.kept), dict(self.uses), dict(self.work)
         return twin
@@ -379,8 +387,15 @@ class _Search:
 
     def _work(self, k: int) -> int:
         if k not in self.work:
-            self.work[k] = work_bytes(self._pass_sweep(k), self.ops, self._band_rows(k))
+            rows = work_bytes(self._pass_sweep(k), self.ops, self._band_rows(k))
+            self.work[k] = rows + sum(self.loaded.get(w, 0) for w in self._weights(k))
         return self.work[k]
+
+    def _weights(self, k: int) -> set[str]:
+        """Names of the weights that pass k reads."""
+        computes = self.uses[k].computes
+        resident = {i for op in computes for i in self.ops[op].op.inputs}
+        return {w for op in computes | resident for w in self.ops[op].op.weights}
 
     def _pass_sweep(self, k: int) -> Sweep:
         use = self.uses[k]
@@ -549,7 +564,6 @@ class _Search:
         use = self.uses[k]
         order = tuple(sorted(use.computes | use.loads))
         folds = tuple(self._folds.get(k, []))
-        resident = {i for op in order for i in self.ops[op].op.inputs}
         return Pass(
             order=order,
             loads=tuple(sorted(use.loads)),
@@ -561,9 +575,7 @@ class _Search:
             work_bytes=self._work(k),
             stored_bytes=tuple(stored),
             flops=use.flops,
-            weights=tuple(
-                sorted({w for op in {*use.computes, *resident} for w in self.ops[op].op.weights})
-            ),
+            weights=tuple(sorted(self._weights(k))),
         )
 
 
