@@ -332,7 +332,7 @@ class Family:
     def module(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The component, made once; who changes it takes `build`."""
         if dtype not in self._made:
-            self._made[dtype] = self.build().to(dtype)
+            self._made[dtype] = self.build().to(DEVICE, dtype)
         return self._made[dtype]
 
     @torch.no_grad()
@@ -351,14 +351,18 @@ class Family:
 
 
 def in_dtype(value: Any, dtype: torch.dtype) -> Any:
-    """Arguments with all their floating-point tensors in another dtype."""
+    """Arguments on the device, with all their floating-point tensors in another dtype."""
     if isinstance(value, dict):
         return {key: in_dtype(item, dtype) for key, item in value.items()}
     if isinstance(value, list):
         return [in_dtype(item, dtype) for item in value]
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(dtype)
+    if isinstance(value, Tensor):
+        return value.to(DEVICE, dtype if value.is_floating_point() else value.dtype)
     return value
+
+
+# The same contract on a GPU, where there is one.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @lru_cache(maxsize=1)

@@ -54,7 +54,8 @@ class StreamContract:
             metafunc.parametrize("size", sizes, ids=[f"{h}x{w}" for h, w in sizes])
 
     def inputs(self, size: Size | None = None, batch: int = 1, seed: int = 1) -> Inputs:
-        return self.family.inputs(size or self.family.sizes[-1], batch, seed)
+        made = self.family.inputs(size or self.family.sizes[-1], batch, seed)
+        return in_dtype(made, torch.float32)
 
     def test_equals_plain_at_each_size(self, size: Size) -> None:
         inputs = self.inputs(size)
