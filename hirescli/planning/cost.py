@@ -183,6 +183,12 @@ def _latents_in_memory(latents_bytes: int, card: Card, budgets: Budgets) -> bool
     return latents_bytes <= (budgets.memory_bytes - card.base_memory_bytes) * _LATENTS_FRACTION
 
 
+def with_latents_bytes(least_bytes: int, card: Card) -> int:
+    """A budget that leaves `least_bytes` even where, under it, latents come to memory."""
+    free_bytes = max(0, least_bytes - card.base_memory_bytes)
+    return least_bytes + int(free_bytes * _LATENTS_FRACTION / (1 - _LATENTS_FRACTION)) + 1
+
+
 def _edge_bytes(component: str, stage: Stage, card: Card, rows: int) -> int:
     """Bytes of pixel rows outside the engine, in bands of `rows` latent rows."""
     own_rows = component_rows(component, rows, card)

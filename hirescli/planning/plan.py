@@ -222,7 +222,7 @@ def make_plan(
     try:
         rows, costs = _costs(all_stages, card, recipe, budgets)
     except BudgetError as error:
-        needed_bytes = error.least_bytes
+        needed_bytes = cost.with_latents_bytes(error.least_bytes, card)
         if memory_bytes is not None or needed_bytes > default_budget(machine):
             raise _over_budget(needed_bytes, budgets, recipe.rows) from error
         budgets = Budgets(needed_bytes, _ANY_DISK)
@@ -249,10 +249,11 @@ def _costs(
 ) -> tuple[int, tuple[StageCost, ...]]:
     """The band height, and all stages with what they take."""
     rows = recipe.rows or cost.band_rows(all_stages, card=card, recipe=recipe, budgets=budgets)
-    return rows, tuple(
+    costs = [
         cost.stage_cost(stage, card=card, recipe=recipe, rows=rows, budgets=budgets)
-        for stage in all_stages
-    )
+        for stage in reversed(all_stages)  # refused are budgets for the largest: enough for all
+    ]
+    return rows, tuple(reversed(costs))
 
 
 def default_memory(card: Card, machine: Machine) -> int:

@@ -126,7 +126,7 @@ class BudgetError(RequestError):
     """A budget that cannot hold one band.
 
     Attributes:
-        least_bytes: The least that can, in the first store.
+        least_bytes: The least that can, with what stands there already.
     """
 
     def __init__(self, message: str, least_bytes: int) -> None:
@@ -195,9 +195,10 @@ def _too_small(search: _Search, rows: int, stores: Sequence[Store]) -> BudgetErr
     for index, store in enumerate(stores):
         needed = search.peak(index)
         if needed > store.budget_bytes:
-            needed, budget = (b + store.standing_bytes for b in (needed, store.budget_bytes))
+            needed = _rounded_up(needed + store.standing_bytes)
+            budget = store.budget_bytes + store.standing_bytes
             return BudgetError(
-                f"needs at least {format_bytes(_rounded_up(needed))} on the {store.name} in bands "
+                f"needs at least {format_bytes(needed)} on the {store.name} in bands "
                 f"of {rows} rows, the budget is {format_bytes(budget)}; use a higher budget"
                 + ("" if rows == 1 else " or fewer rows"),
                 needed,

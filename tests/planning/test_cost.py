@@ -1,66 +1,119 @@
+"""What a stage costs: short sums over the schedules of its components."""
+
+from __future__ import annotations
+
 import pytest
 
 from hirescli.models.registry import find_card
 from hirescli.planning import cost
-from hirescli.planning.cascade import Stage, stages
+from hirescli.planning.cascade import Stage, resolve, stages
+from hirescli.planning.cost import Budgets, StageCost
+from hirescli.planning.schedule import BudgetError
 from hirescli.recipe import Recipe
 
-CARD = find_card("builtin").model_copy(
-    update={
-        "latent_channels": 12,
-        "vae_factor": 8,
-        "halo_latent_rows": 2,
-        "base_memory_bytes": 900_000_000,
-        "denoiser_bytes_per_latent_px": 12_000.0,
-        "decoder_bytes_per_px_of_band": 400.0,
-        "denoiser_flops_per_latent_px": 3e6,
-        "encoder_flops_per_px": 4e4,
-        "decoder_flops_per_px": 8e4,
-    }
-)
+CARD = find_card("builtin")
 UPSCALE = Stage(1, "upscale", 2048, 1024, 256, 128, 0.3, 4, 1.0)
 BASE = Stage(0, "base", 256, 256, 32, 32, None, 30, 4.0)
+PLENTY = 10**15
+
+
+def recipe(**choices: object) -> Recipe:
+    asked = Recipe.from_fragments({"prompt": "a", "size": 2048, "threads": 2}, choices)
+    return resolve(asked, CARD)
+
+
+def stage_cost(
+    stage: Stage, *, rows: int | None = 16, memory: int = PLENTY, **choices: object
+) -> StageCost:
+    return cost.stage_cost(
+        stage, card=CARD, recipe=recipe(**choices), rows=rows, budgets=Budgets(memory, PLENTY)
+    )
 
 
 def test_memory_is_a_short_sum() -> None:
-    memory = cost.stage_memory(UPSCALE, card=CARD, dtype_bytes=4, rows=16)
-    latent_px = 256 * 128
-    assert memory.base_bytes == 900_000_000
-    assert memory.latents_bytes == 4 * latent_px * 12 * 4  # copies, channels, float32
-    assert memory.denoise_bytes == latent_px * 12_000  # one call: no guidance
-    assert memory.band_bytes == (2 + 16 + 2) * 8 * 2048 * 400  # halo, rows, halo
-    assert memory.peak_bytes == 900_000_000 + 4 * latent_px * 12 * 4 + latent_px * 12_000
+    made = stage_cost(UPSCALE)
+    memory = made.memory
+    assert memory.base_bytes == CARD.base_memory_bytes
+    assert memory.latents_bytes == 6 * 256 * 128 * 16 * 4  # copies, pixels, channels, float32
+    assert memory.work_bytes == max(each.memory_bytes for each in made.components)
+    assert memory.peak_bytes == memory.base_bytes + memory.latents_bytes + memory.work_bytes
+    assert (made.latents_store, made.spill_bytes) == ("host", 0)
 
 
-def test_guidance_doubles_and_bfloat16_halves_the_denoiser() -> None:
-    one = cost.stage_memory(UPSCALE, card=CARD, dtype_bytes=4, rows=16).denoise_bytes
-    assert cost.stage_memory(UPSCALE, card=CARD, dtype_bytes=2, rows=16).denoise_bytes == one // 2
-    guided = cost.stage_memory(BASE, card=CARD, dtype_bytes=4, rows=16)
-    assert guided.denoise_bytes == 2 * 32 * 32 * 12_000
+def test_a_component_takes_its_schedule_and_rows_of_pixels() -> None:
+    encoder, denoiser, decoder = stage_cost(UPSCALE).components
+    assert denoiser.memory_bytes == denoiser.schedule.peak_bytes["host"]
+    # The encoder reads 16 latent rows at a time; the edge holds 48 bytes for each pixel.
+    assert encoder.edge_bytes == 16 * 8 * 2048 * 48
+    assert decoder.edge_bytes == decoder.schedule.rows * 8 * 2048 * 48
+    for each in (encoder, decoder):
+        assert each.memory_bytes == each.schedule.peak_bytes["host"] + each.edge_bytes
 
 
-def test_a_band_never_has_more_rows_than_the_picture() -> None:
-    assert cost.band_bytes(BASE, card=CARD, rows=64) == 32 * 8 * 256 * 400
+def test_large_latents_rest_on_disk() -> None:
+    latents_bytes = 6 * 256 * 128 * 16 * 4
+    least = CARD.base_memory_bytes + 8 * latents_bytes  # they may take an eighth
+    assert stage_cost(UPSCALE, memory=least).latents_store == "host"
+    spilled = stage_cost(UPSCALE, memory=least - 1)
+    assert spilled.latents_store == "disk"
+    assert spilled.memory.latents_bytes == 0
+    kept_bytes = max(each.disk_bytes for each in spilled.components)
+    assert spilled.spill_bytes == kept_bytes + latents_bytes
 
 
-def test_flops_count_calls_and_halo_rows() -> None:
-    base = cost.stage_flops(BASE, card=CARD, rows=32)
-    assert base == 32 * 32 * 3e6 * 30 * 2 + 256 * 256 * 8e4  # guided; no encode
-    upscale = cost.stage_flops(UPSCALE, card=CARD, rows=16)
-    px = 2048 * (16 + 4) * 8 * 8  # eight bands
-    assert upscale == 256 * 128 * 3e6 * 4 + px * (4e4 + 8e4)
-
-
-def test_band_height_depends_on_the_budget_only_where_it_is_tight() -> None:
-    roomy = [
-        cost.band_rows(UPSCALE, card=CARD, budget_bytes=budget)
-        for budget in (3 * 10**9, 8 * 10**9, 10**12)
+def test_flops_count_calls() -> None:
+    base, upscale = stage_cost(BASE), stage_cost(UPSCALE)
+    assert [(each.name, each.calls) for each in base.components] == [
+        ("denoiser", 30 * 2),  # guided
+        ("decoder", 1),
     ]
-    assert roomy == [32] * 3  # 36 rows of 2048 px stay below 256 MB, 68 do not
-    tight_bytes = 900_000_000 + 4 * 256 * 128 * 48 + 12 * 8 * 2048 * 400
-    assert cost.band_rows(UPSCALE, card=CARD, budget_bytes=tight_bytes) == 8
-    assert cost.band_rows(UPSCALE, card=CARD, budget_bytes=tight_bytes - 1) == 4
-    assert cost.band_rows(UPSCALE, card=CARD, budget_bytes=1) == 1
+    assert [(each.name, each.calls) for each in upscale.components] == [
+        ("encoder", 1),
+        ("denoiser", 4),
+        ("decoder", 1),
+    ]
+    for made in (base, upscale):
+        assert made.flops == sum(each.calls * each.schedule.flops for each in made.components)
+        assert made.seconds == sum(each.calls * each.schedule.seconds for each in made.components)
+
+
+def test_with_plenty_nothing_is_computed_twice() -> None:
+    for each in stage_cost(UPSCALE).components:
+        assert each.schedule.flops == pytest.approx(each.schedule.plain_flops, rel=0.01)
+
+
+def test_bfloat16_halves_latents_and_about_halves_work() -> None:
+    full, half = stage_cost(UPSCALE), stage_cost(UPSCALE, dtype="bfloat16")
+    assert 2 * half.memory.latents_bytes == full.memory.latents_bytes
+    assert 0.4 < half.memory.work_bytes / full.memory.work_bytes < 0.75
+
+
+@pytest.mark.parametrize("share", [0.15, 0.3, 1.0, 3.0])
+def test_every_stage_stays_within_the_memory_it_is_given(share: float) -> None:
+    memory = CARD.base_memory_bytes + int(share * 10**9)
+    for stage in (BASE, UPSCALE):
+        assert stage_cost(stage, rows=None, memory=memory).memory.peak_bytes <= memory
+
+
+def test_less_memory_is_never_quicker() -> None:
+    seconds = [
+        stage_cost(UPSCALE, memory=CARD.base_memory_bytes + more).seconds
+        for more in (3 * 10**9, 600 * 10**6, 300 * 10**6, 200 * 10**6)
+    ]
+    assert seconds == sorted(seconds)
+
+
+def band_rows(memory: int) -> int:
+    return cost.band_rows(
+        [UPSCALE], card=CARD, recipe=recipe(), budgets=Budgets(CARD.base_memory_bytes + memory, 0)
+    )
+
+
+def test_band_height_does_not_depend_on_a_roomy_budget() -> None:
+    heights = [band_rows(memory) for memory in (10**12, 10**11, 10**10)]
+    assert len(set(heights)) == 1
+    with pytest.raises(BudgetError):
+        band_rows(10**6)
 
 
 @pytest.mark.parametrize(
@@ -75,5 +128,5 @@ def test_band_height_depends_on_the_budget_only_where_it_is_tight() -> None:
     ],
 )
 def test_disk_is_a_short_sum(choices: dict[str, object], expected_bytes: int) -> None:
-    recipe = Recipe.from_fragments({"prompt": "a", "size": 2048}, choices)
-    assert cost.disk_bytes(stages(recipe, CARD), recipe) == expected_bytes
+    wanted = Recipe.from_fragments({"prompt": "a", "size": 2048}, choices)
+    assert cost.disk_bytes(stages(wanted, CARD), wanted) == expected_bytes

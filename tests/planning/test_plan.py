@@ -12,7 +12,7 @@ from hirescli.errors import RequestError
 from hirescli.events import Listener, RunStarted
 from hirescli.models.registry import cards, find_card
 from hirescli.planning.machine import Machine
-from hirescli.planning.plan import Plan, ValidatedPlan, make_plan
+from hirescli.planning.plan import Plan, ValidatedPlan, default_memory, make_plan
 from hirescli.recipe import CONSEQUENCES, Recipe
 
 CARD = find_card("builtin")
@@ -75,17 +75,63 @@ def test_only_a_validated_plan_runs(tmp_path: Path) -> None:
         ValidatedPlan(plan(), output, False, object())
 
 
-def test_memory_above_the_budget_shows_both_numbers(tmp_path: Path) -> None:
-    tight = plan(memory_bytes=500_000_000)
-    with pytest.raises(RequestError, match=r"needs .* of memory, the budget is 500\.0 MB"):
-        tight.validate(MACHINE, tmp_path / "a.tif")
+def test_a_budget_below_one_band_shows_both_numbers() -> None:
+    with pytest.raises(RequestError, match=r"needs at least .* of memory .* is 500\.0 MB"):
+        plan(memory_bytes=500_000_000)
 
 
-def test_the_remedy_works(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [None, 16])
+def test_the_remedy_works(rows: int | None) -> None:
     with pytest.raises(RequestError) as caught:
-        plan(memory_bytes=500_000_000).validate(MACHINE, tmp_path / "a.tif")
+        plan(memory_bytes=500_000_000, rows=rows)
+    assert ("fewer --rows" in str(caught.value)) == (rows == 16)
     amount_gb = float(str(caught.value).split("--memory ")[1].split("GB")[0])
-    plan(memory_bytes=int(amount_gb * 10**9)).validate(MACHINE, tmp_path / "a.tif")
+    made = plan(memory_bytes=int(amount_gb * 10**9), rows=rows)
+    assert made.peak_memory_bytes <= amount_gb * 10**9
+
+
+@pytest.mark.parametrize("size", [256, 1024, 4096, 16384])
+def test_the_default_is_what_the_model_takes_and_some_room(size: int) -> None:
+    """Not a share of the machine: pictures of all sizes are made in about the same memory."""
+    made = plan(size=size)
+    assert CARD.base_memory_bytes < made.peak_memory_bytes <= made.budgets.memory_bytes
+    assert made.budgets.memory_bytes == default_memory(CARD, MACHINE) < 2 * CARD.base_memory_bytes
+    larger = Machine(cores=2, memory_bytes=10**12)
+    again = make_plan(made.recipe, CARD, machine=larger)
+    assert again.recipe.hash == made.recipe.hash
+    assert again.store_bytes == made.store_bytes
+
+
+def test_values_that_rest_on_disk_count_where_they_rest(tmp_path: Path) -> None:
+    recipe = Recipe.from_fragments({"prompt": "a mountain", "size": 4096})
+    beside, elsewhere = (
+        make_plan(recipe, CARD, machine=MACHINE, spill=spill) for spill in (None, tmp_path)
+    )
+    assert beside.spill_bytes == elsewhere.spill_bytes > 0
+    assert beside.disk_bytes == beside.spool_bytes + beside.spill_bytes
+    assert elsewhere.disk_bytes == elsewhere.spool_bytes
+    free = elsewhere.spill_bytes - 1
+    full = Machine(
+        cores=2, memory_bytes=16 * 10**9,
+        disk_free_bytes=lambda path: free if path == tmp_path else 10**12,
+    )  # fmt: skip
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(RequestError, match=r"--spill .* are free"):
+        elsewhere.validate(full, folder / "a.tif")
+    with pytest.raises(RequestError, match="no folder"):
+        make_plan(recipe, CARD, machine=MACHINE, spill=tmp_path / "none").validate(
+            MACHINE, folder / "a.tif"
+        )
+
+
+def test_every_component_is_planned_in_the_plans_bands() -> None:
+    made = plan(size=2048, rows=12)
+    assert made.rows == made.recipe.rows == 12
+    for row in made.stage_costs:
+        heights = {each.name: each.schedule.rows for each in row.components}
+        assert heights["denoiser"] == 12
+        assert heights.get("encoder", 96) == 96
 
 
 def test_a_budget_does_not_make_memory(tmp_path: Path) -> None:
