@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hirescli.bands.execute import Execution, Sink
 from hirescli.bands.graph import Graph
+from hirescli.bands.heap import HEAP_BYTES
 from hirescli.bands.stores import Kept, Ledger, new_value
 from hirescli.bands.tensor import BandedTensor, Grid, Node
 from hirescli.events import Event, Listener
@@ -73,7 +74,8 @@ class Report:
 
     Attributes:
         peak_device_bytes, peak_host_bytes, peak_disk_bytes: Largest use by one call, bands and
-            stores together, as scheduled. On a CPU bands and stores are on the host.
+            stores together, as scheduled. On a CPU bands and stores are on the host, with what
+            the heap keeps.
         passes: Of all calls.
         rows: Band height of the last call, in rows of the component's input.
         flops: Of all calls.
@@ -91,6 +93,8 @@ class Report:
     def add(self, schedule: Schedule) -> None:
         """Count one call."""
         peaks = schedule.peak_bytes
+        if "device" not in peaks:  # bands are on the host, and so is what its heap keeps
+            peaks["host"] += HEAP_BYTES
         self.peak_device_bytes = max(self.peak_device_bytes, peaks.get("device", 0))
         self.peak_host_bytes = max(self.peak_host_bytes, peaks.get("host", 0))
         self.peak_disk_bytes = max(self.peak_disk_bytes, peaks.get("disk", 0))

@@ -15,6 +15,7 @@ from torch import nn
 from hirescli.bands.call import StreamedCall, replaced_forward
 from hirescli.bands.engine import Engine, Report
 from hirescli.bands.graph import parameter_names
+from hirescli.bands.heap import HEAP_BYTES
 from hirescli.errors import RequestError
 from hirescli.events import Event, Listener
 from hirescli.planning.machine import (
@@ -206,9 +207,10 @@ class _Budgets:
         disk = Store("disk", self._disk, DISK_BYTES_PER_SECOND)
         installed = default_budget(Machine.detect())
         if device.type == "cpu":
-            free = (self._memory or installed) - self._standing
+            standing = self._standing + HEAP_BYTES
+            free = (self._memory or installed) - standing
             stores: tuple[Store, ...] = (
-                Store("host", free, standing_bytes=self._standing),
+                Store("host", free, standing_bytes=standing),
                 disk,
             )
             names = {"device": 0, "host": 0, "disk": 1}
