@@ -10,7 +10,7 @@ from functools import lru_cache
 # below it lies fragmented in the heap: a decoder planned at 76 MB measured 226 MB. Fixed at 2 MiB
 # it measured 80 MB, and bands are mostly smaller, so they are not slower.
 _BACK_AT_ONCE_BYTES = 2 * 2**20
-HEAP_BYTES = 16 * 2**20  # kept at the top of the heap, beside what is counted
+HEAP_BYTES = 12 * 2**20  # kept at the top of the heap, beside what is counted
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 

@@ -93,7 +93,7 @@ def test_all_faults_together(hires: Callable) -> None:
 @pytest.mark.parametrize("command", ["generate", "plan"])
 def test_memory_budget(hires: Callable, command: str) -> None:
     ran = hires(command, *P, "--size", 2048, "--memory", "500MB")
-    refused(ran, "500.0 MB", "GB of memory", "--memory", "--size")
+    refused(ran, "500.0 MB", "MB of memory for one band", "--memory", "--size")
 
 
 def test_planned_peak_above_the_machine(hires: Callable) -> None:

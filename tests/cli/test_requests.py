@@ -160,10 +160,11 @@ def test_plan_shows_every_fact(hires: Callable) -> None:
         assert text in ran.out
 
 
-def test_plan_that_does_not_fit_is_still_shown(hires: Callable) -> None:
-    ran = hires("plan", "-p", "sea", "--size", 2048, "--memory", "500MB", "--json")
+def test_plan_that_this_machine_cannot_run_is_still_shown(hires: Callable) -> None:
+    """The least budget is named in the refusal; a disk too small shows beside the plan."""
+    ran = hires("plan", "-p", "sea", "--size", 2048, "--spill", "missing", "--json")
     assert ran.code == 2
-    assert "500.0 MB" in json.loads(ran.out)["problem"]
+    assert "missing" in json.loads(ran.out)["problem"]
 
 
 def test_what_served_another_format_is_dropped(hires: Callable) -> None:
