@@ -39,7 +39,7 @@ def plan(
     Args:
         recipe: What is asked for.
         memory: Budget of the whole process, in bytes or such as "8GB"; None: what the model
-            takes and 250 MB to work in.
+            takes and 170 MB to work in.
         spill: Folder for values that find no room in memory; None: the run's own, beside the
             output.
 

@@ -339,7 +339,7 @@ class RequestOptions:
             panel=_RUN,
             metavar="BYTES",
             text="Memory the whole process may use, such as 8GB, 8GiB or 500MB; with more, less "
-            "is spilled to disk. Default: what the model takes and 250 MB to work in.",
+            "is spilled to disk. Default: what the model takes and 170 MB to work in.",
         ),
     ] = None
     host_memory: Annotated[

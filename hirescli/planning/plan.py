@@ -33,7 +33,7 @@ T = TypeVar("T")
 _MOST_NAME_BYTES = 255  # of common file systems
 _BESIDE_SUFFIX = ".partial"  # the longest name that is written beside the output
 _VALIDATED = object()
-_WORK_BYTES = 250 * 10**6  # of default memory beside the model
+_WORK_BYTES = 170 * 10**6  # of default memory beside the model
 _ANY_DISK = 1 << 62
 
 
