@@ -21,7 +21,8 @@ from hirescli.bands.heap import HEAP_BYTES
 from hirescli.bands.stores import Kept, Ledger, new_value
 from hirescli.bands.tensor import BandedTensor, Grid, Node
 from hirescli.events import Event, Listener
-from hirescli.planning.schedule import Schedule, Store, make_schedule
+from hirescli.planning.passes import Schedule, Store
+from hirescli.planning.schedule import make_schedule
 
 
 def banded(

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from hirescli.bands.graph import Graph
-from hirescli.bands.heap import steady_heap
+from hirescli.bands.heap import HeapGuard, steady_heap
 from hirescli.bands.stores import Kept, Ledger, cut, new_value
 from hirescli.bands.tensor import OUTSIDE, Node, Span
 from hirescli.errors import RunError
 from hirescli.events import BandHalved, Listener, PassDone
-from hirescli.planning.schedule import Pass, Schedule
+from hirescli.planning.passes import Pass, Schedule
 from hirescli.planning.sweep import Band, Read, Step
 
 Piece = tuple[int, int, Tensor]  # first row, row behind the last, band
@@ -50,6 +50,7 @@ class Execution:
     listener: Listener
     call: str = ""
     _weights: PassWeights = field(init=False)
+    _heap: HeapGuard = field(init=False)
     _kept: dict[int, Kept] = field(default_factory=dict)
     _values: dict[int, Tensor] = field(default_factory=dict)
 
@@ -70,6 +71,7 @@ class Execution:
             RunError: If memory does not suffice for one row, or the disk is full.
         """
         steady_heap()
+        self._heap = HeapGuard(self._counted_bytes)
         self.graph.check(self.schedule.ops)
         total = len(self.schedule.passes)
         try:
@@ -83,6 +85,15 @@ class Execution:
             for kept in self._kept.values():
                 kept.close()
             self._kept.clear()
+
+    def band_done(self) -> None:
+        """Between bands: give back what lies free."""
+        self._heap.check(self._counted_bytes)
+
+    @property
+    def _counted_bytes(self) -> int:
+        """Of values in stores, where bands on a CPU are."""
+        return self.ledger.now.get("host", 0) + self.ledger.now.get("device", 0)
 
     def value(self, op: int) -> Tensor:
         """The value of a reduction, or of what is computed from reductions alone."""
@@ -203,6 +214,7 @@ class _PassRun:
                 self.execution.listener(BandHalved(self.number, rows))
                 continue
             sweep.commit(band)
+            self.execution.band_done()
         for op in self.each.folds:
             reduction = self._node(op).reduction
             assert reduction is not None

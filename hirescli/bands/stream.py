@@ -24,7 +24,8 @@ from hirescli.planning.machine import (
     Machine,
     default_budget,
 )
-from hirescli.planning.schedule import CPU_WORK_BYTES, Store
+from hirescli.planning.passes import Store
+from hirescli.planning.schedule import CPU_WORK_BYTES
 from hirescli.units import parse_bytes
 
 _UNBOUNDED = 1 << 62

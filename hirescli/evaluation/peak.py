@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from hirescli.bands.heap import trim
 from hirescli.planning.machine import peak_rss_bytes
 
 # Written to by a process, "5" makes its peak (VmHWM) start again from what is resident now.
@@ -54,6 +54,4 @@ def peak_memory() -> Iterator[Peak]:
 def give_back() -> None:
     """Return what is free to the system: kept by the allocator, it would hide the next use."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
+    trim()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from hirescli.planning.card import Card
 from hirescli.planning.cascade import Stage
 from hirescli.planning.machine import DISK_BYTES_PER_SECOND
-from hirescli.planning.schedule import CPU_WORK_BYTES, Schedule, Store, make_schedule
+from hirescli.planning.passes import Schedule, Store
+from hirescli.planning.schedule import CPU_WORK_BYTES, make_schedule
 from hirescli.recipe import Recipe
 
 _CHANNELS = 3  # red, green, blue

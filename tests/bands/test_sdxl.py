@@ -10,7 +10,8 @@ from hirescli.attention.linfusion import LinFusionAdapter, mount
 from hirescli.bands.engine import banded
 from hirescli.bands.graph import Graph, parameter_names
 from hirescli.bands.tensor import naming_modules
-from hirescli.planning.schedule import Store, make_schedule
+from hirescli.planning.passes import Store
+from hirescli.planning.schedule import make_schedule
 from hirescli.planning.trace import Trace
 
 GB = 10**9

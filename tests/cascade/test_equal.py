@@ -19,8 +19,8 @@ from hirescli.cascade.stages import GUIDANCE_RESCALE, Stages
 from hirescli.models.load import Model
 from hirescli.output.resize import ArrayRows, Resized
 from hirescli.planning.cascade import Stage, schedule_steps
+from hirescli.planning.passes import Store
 from hirescli.planning.plan import Plan
-from hirescli.planning.schedule import Store
 
 pytestmark = pytest.mark.slow
 

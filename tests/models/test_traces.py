@@ -15,7 +15,7 @@ from hirescli.models.load import Model, load
 from hirescli.models.registry import find_card
 from hirescli.models.traces import record
 from hirescli.planning.card import COMPONENTS, trace_path, write_trace
-from hirescli.planning.schedule import Schedule
+from hirescli.planning.passes import Schedule
 
 CARD = find_card("builtin")
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hirescli.planning.schedule import BudgetError, Schedule, Store, make_schedule
+from hirescli.planning.passes import Schedule, Store
+from hirescli.planning.schedule import BudgetError, make_schedule
 from hirescli.planning.trace import Op, Trace, Window
 from hirescli.units import parse_bytes
 

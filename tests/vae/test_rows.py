@@ -18,7 +18,7 @@ from hirescli.bands.engine import Engine, banded_tensor
 from hirescli.bands.execute import NotFiniteError
 from hirescli.models.builtin.autoencoder import ThinAutoencoder
 from hirescli.output.resize import ArrayRows, Resized
-from hirescli.planning.schedule import Store
+from hirescli.planning.passes import Store
 from hirescli.vae.rows import Rows, decode_rows, decode_tiled, encode_rows
 
 
