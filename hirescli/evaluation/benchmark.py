@@ -48,6 +48,7 @@ class ImageRun:
     peak_rss_bytes: int
     planned_seconds: float
     planned_peak_bytes: int
+    planned_spill_bytes: int
     sha256: str
     same_bytes: bool | None  # None: made once only
     file_bytes: int
@@ -117,6 +118,7 @@ def image_run(request: Sequence[str], *, repeat: int) -> ImageRun:
         peak_rss_bytes=max(run.peak_rss_bytes for run in runs),
         planned_seconds=plan["seconds"],
         planned_peak_bytes=plan["store_bytes"]["host"],
+        planned_spill_bytes=plan["store_bytes"]["disk"],
         sha256=results[0]["sha256"],
         same_bytes=len(hashes) == 1 if repeat > 1 else None,
         file_bytes=file_bytes,

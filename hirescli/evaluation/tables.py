@@ -29,22 +29,27 @@ def pictures_table(runs: Sequence[ImageRun]) -> list[str]:
             f"{run.width_px}x{run.height_px}",
             str(run.stages),
             f"{run.seconds:.1f} s",
+            _growth(run.seconds, before and before.seconds),
             f"{run.planned_seconds:.1f} s",
             format_bytes(run.peak_rss_bytes),
+            _growth(run.peak_rss_bytes, before and before.peak_rss_bytes),
             format_bytes(run.planned_peak_bytes),
+            format_bytes(run.planned_spill_bytes),
             format_bytes(run.file_bytes),
             {None: "not tried", True: "yes", False: "NO"}[run.same_bytes],
         ]
-        for run in runs
+        for before, run in zip([None, *runs], runs, strict=False)
     ]
     read = [[f"{run.width_px}x{run.height_px}", *run.readers.values()] for run in runs]
     heads = [
-        "size", "stages", "time", "planned", "peak memory", "planned", "file", "same bytes again",
+        "size", "stages", "time", "grown", "planned", "peak memory", "grown", "planned", "spilled",
+        "file", "same bytes again",
     ]  # fmt: skip
     return [
         table(heads, rows),
         "Time is the whole command's, loading included. Peak memory is the resident set's\n"
-        "maximum, measured by the system. The levels of each file, as read back:",
+        "maximum, measured by the system. Grown is against the row above. Spilled are values on\n"
+        "disk at their peak, reserved as planned. The levels of each file, as read back:",
         table(["size", "tifffile", "libvips", "Pillow"], read),
     ]
 
@@ -122,6 +127,10 @@ def decodes_table(figures: Sequence[Decode]) -> list[str]:
         "64 px had left; the picture itself is in it. Planned is what the schedule says of\n"
         "bands and stores. A picture of one tile was not tiled at all.",
     ]
+
+
+def _growth(now: float, before: float | None) -> str:
+    return "-" if before is None else f"x{now / before:.2f}"
 
 
 def _named(each: Comparison) -> list[str]:

@@ -46,12 +46,16 @@ def _save_tiff(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts 
     if texts:
         image.set_type(pyvips.GValue.gstr_type, "image-description", texts.recipe)
         image.set_type(pyvips.GValue.blob_type, "xmp-data", texts.xmp)
+    # libvips reads no tile that is more than twice as large as its picture; TIFF's are multiples
+    # of 16.
+    covering_px = -(-max(image.width, image.height) // 16) * 16
+    tile_px = min(recipe.tile_px, covering_px)
     lossless = recipe.compression in ("deflate", "lzw")
     image.tiffsave(
         str(partial),
         tile=True,
-        tile_width=recipe.tile_px,
-        tile_height=recipe.tile_px,
+        tile_width=tile_px,
+        tile_height=tile_px,
         pyramid=True,  # as pages: OpenSlide sees one level only where they are SubIFDs
         bigtiff=True,
         compression=recipe.compression,

@@ -82,12 +82,18 @@ def test_decodes_table() -> None:
 def test_pictures_table() -> None:
     run = ImageRun(
         width_px=64, height_px=32, stages=1, seconds=2.0, peak_rss_bytes=10**9,
-        planned_seconds=3.0, planned_peak_bytes=2 * 10**9, sha256="", same_bytes=None,
+        planned_seconds=3.0, planned_peak_bytes=2 * 10**9, planned_spill_bytes=0,
+        sha256="", same_bytes=None,
         file_bytes=1000, readers={"tifffile": "64x32", "libvips": "64x32", "Pillow": "64x32"},
     )  # fmt: skip
-    first, second = cells(pictures_table([run]))
-    assert first[0] == second[0] == "64x32"
-    assert first[2:] == ["2.0 s", "3.0 s", "1.0 GB", "2.0 GB", "1.0 kB", "not tried"]
+    larger = replace(run, width_px=128, height_px=64, seconds=7.0, peak_rss_bytes=12 * 10**8)
+    first, grown, read, _ = cells(pictures_table([run, larger]))
+    assert first[0] == read[0] == "64x32"
+    assert first[2:] == [
+        "2.0 s", "-", "3.0 s", "1.0 GB", "-", "2.0 GB", "0 bytes", "1.0 kB", "not tried",
+    ]  # fmt: skip
+    assert grown[2:4] == ["7.0 s", "x3.50"]
+    assert grown[5:7] == ["1.2 GB", "x1.20"]
 
 
 def made(title: str, text: str) -> str:

@@ -58,6 +58,15 @@ def test_the_pyramid_halves_as_pages_down_to_one_tile(tmp_path: Path) -> None:
     assert np.abs(halves[1] - means).max() <= 1
 
 
+def test_pictures_much_smaller_than_a_tile_are_read_by_all(tmp_path: Path) -> None:
+    write_spool(tmp_path / "spool.tif", picture(100, 72))
+    path = tmp_path / "small.tif"
+    finalise(tmp_path / "spool.tif", path, recipe=recipe(100, 72), overwrite=False)
+    with tifffile.TiffFile(path) as tiff:
+        assert tiff.pages.first.tile == (112, 112)
+    assert np.array_equal(pyvips.Image.new_from_file(str(path)).numpy(), picture(100, 72))
+
+
 @pytest.mark.parametrize("compression", ["deflate", "lzw", "jpeg", "none"])
 def test_openslide_sees_every_level(tmp_path: Path, compression: str) -> None:
     openslide = pytest.importorskip("openslide")
