@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from hirescli.errors import ConfigError, RequestError
+from hirescli.plugins import Control, ImagePrompt, Lora, Picture
 from hirescli.units import parse_size
 
 Strength = Annotated[float, Field(gt=0, le=1)]
@@ -47,12 +48,23 @@ class Recipe(BaseModel):
     steps: int | None = Field(None, ge=1, le=1000)
     guidance_scale: float | None = Field(None, ge=1, le=50)
     scheduler: str | None = None
-    method: Literal["sdedit"] = "sdedit"
+    method: Literal["sdedit", "skip"] = "sdedit"
     # One per upscaling stage; the last repeats.
     strengths: Annotated[tuple[Strength, ...], Field(min_length=1)] | None = None
     upscale_steps: int | None = Field(None, ge=1, le=1000)
     upscale_guidance_scale: float | None = Field(None, ge=1, le=50)
+    # "auto": the model's own attention where it is quick, an adapter's linear one above.
+    attention: Literal["auto", "linear", "full"] = "auto"
+    adapter: str | None = None  # LinFusion weights: a folder or a hub id
+    loras: tuple[Lora, ...] = ()
+    controls: tuple[Control, ...] = ()
+    image_prompts: tuple[ImagePrompt, ...] = ()
+    init_image: Picture | None = None  # what the base stage begins with, in place of noise
+    init_strength: Strength | None = None
+    source: Picture | None = None  # the picture that is enlarged; there is no base stage then
+    device: Literal["cpu", "cuda"] | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
+    vae_dtype: Literal["float32", "bfloat16"] | None = None
     # Band height in latent rows: rounding depends on it.
     rows: int | None = Field(None, ge=1, le=4096)
     # Threads of computing: the order of sums, and so rounding, depends on them.
@@ -78,7 +90,7 @@ class Recipe(BaseModel):
         except RequestError as error:
             raise ValueError(str(error)) from error
 
-    @field_validator("strengths", mode="before")
+    @field_validator("strengths", "loras", "controls", "image_prompts", mode="before")
     @classmethod
     def _list_is_tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value  # TOML and JSON have lists
