@@ -43,7 +43,7 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 def plan_table(plan: Plan) -> Table:
     """The stages of a plan with size, steps, memory and time."""
     numbers = ("steps", "strength", "guidance", "memory", "disk", "time")
-    made = table("stage", "size", "latent", *numbers, right=numbers)
+    made = table("stage", "size", "latent", "attention", *numbers, right=numbers)
     for cost in plan.stage_costs:
         made.add_row(*_stage_row(cost))
     return made
@@ -71,19 +71,25 @@ def schedule_table(plan: Plan) -> Table:
 def plan_lines(plan: Plan, output: Path) -> list[str]:
     """What a plan needs in all, one fact a line."""
     recipe = plan.recipe
-    budget = format_bytes(plan.budgets.memory_bytes)
     place = "beside the output" if plan.spill is None else f"in {plan.spill}"
     return [
         f"output    {output} ({recipe.format}, "
         f"{format_pixels(recipe.width_px, recipe.height_px)}, seed {recipe.seed})",
         f"model     {plan.card.name}, revision {recipe.revision}, {recipe.dtype}, "
         f"{recipe.scheduler}, method {recipe.method}",
-        f"memory    host {format_bytes(plan.peak_memory_bytes)} of a budget of {budget}; "
-        f"device {format_bytes(plan.store_bytes['device'])}; bands of {plan.rows} latent rows",
+        f"memory    {_memory(plan)}; bands of {plan.rows} latent rows",
         f"disk      {format_bytes(plan.spool_bytes)} beside the output, "
         f"{format_bytes(plan.spill_bytes)} of values {place}",
         f"time      about {format_seconds(plan.seconds)} ({plan.flops / 1e12:.2g} TFLOP)",
     ]
+
+
+def _memory(plan: Plan) -> str:
+    host, device = (format_bytes(plan.store_bytes[name]) for name in ("host", "device"))
+    budget = f"of a budget of {format_bytes(plan.budgets.memory_bytes)}"
+    if plan.recipe.device == "cpu":
+        return f"host {host} {budget}; device {device}"
+    return f"device {device} {budget}, weights on the {plan.weights}; host {host}"
 
 
 def _stage_row(cost: StageCost) -> tuple[str, ...]:
@@ -92,6 +98,7 @@ def _stage_row(cost: StageCost) -> tuple[str, ...]:
         f"{stage.index + 1} {stage.kind}",
         f"{stage.width_px}x{stage.height_px}",
         f"{stage.latent_width}x{stage.latent_height}",
+        stage.attention,
         str(stage.steps),
         "" if stage.strength is None else f"{stage.strength:g}",
         f"{stage.guidance_scale:g}",

@@ -9,10 +9,16 @@ from typing import Literal
 
 from hirescli.errors import RequestError
 from hirescli.planning.card import Card
-from hirescli.planning.sizes import sizes
+from hirescli.planning.choices import check_choices
+from hirescli.planning.sizes import Size, enlarged_sizes, sizes
 from hirescli.recipe import Recipe
 
 _MOST_SCHEDULE_STEPS = 1000  # timesteps that models of this family were trained on
+_INIT_STRENGTH = 0.6
+# Up to here softmax attention is as quick as linear attention, or quicker: users of the published
+# adapters report it for 512 px, and its share of a step is small up to 1024 px.
+_FULL_ATTENTION_PX = 1024**2
+_UPSCALING = dict.fromkeys(("strengths", "upscale_steps", "upscale_guidance_scale"))
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,15 @@ class Stage:
 
     Attributes:
         index: From 0.
-        kind: "base" starts from noise, "upscale" from the stage before.
+        kind: "base" begins the cascade, "upscale" starts from the stage before, or from the
+            picture that is enlarged.
         width_px, height_px: Size of the picture at this stage.
         latent_width, latent_height: The same in latent pixels.
-        strength: How far an upscaling stage renoises, in (0, 1]; None at the base.
+        strength: How far a picture is renoised, in (0, 1]; None: it begins from pure noise.
         steps: Denoising steps that are run.
         guidance_scale: 1 means no guidance: one denoiser call per step, not two.
+        attention: Of the denoiser's self-attention: "linear" by an adapter, "full" its own.
+        ratio: Side length against the model's native one, at least 1, for dilated branches.
     """
 
     index: int
@@ -38,41 +47,30 @@ class Stage:
     strength: float | None
     steps: int
     guidance_scale: float
+    attention: Literal["linear", "full"] = "linear"
+    ratio: int = 1
 
 
 def resolve(recipe: Recipe, card: Card) -> Recipe:
     """The recipe with every open choice filled from the card (`rows` is the plan's matter).
 
     Raises:
-        RequestError: If the size, revision, scheduler or VAE mode does not work with the model.
+        RequestError: If a choice does not work with the model.
     """
-    upscales = len(sizes(recipe.width_px, recipe.height_px, card)) - 1
-    scheduler = recipe.scheduler or card.scheduler
-    if scheduler not in card.schedulers:
-        raise RequestError(
-            f'scheduler "{scheduler}" does not work with model `{card.name}`; '
-            f"use one of {', '.join(card.schedulers)}"
-        )
-    if recipe.revision not in (None, card.revision):
-        raise RequestError(
-            f'revision "{recipe.revision}" of model `{card.name}` is not here, '
-            f'"{card.revision}" is; leave the revision out to use that'
-        )
-    if recipe.vae_mode == "tiled" and not card.vae_tiling:
-        raise RequestError(
-            f"the autoencoder of model `{card.name}` has no tiling; leave --vae-mode out: banded "
-            "decoding is exact and takes as little memory"
-        )
-    strengths = _one_per_upscale(recipe.strengths or card.strengths, upscales)
+    upscales = sum(kind == "upscale" for kind, _ in _stage_sizes(recipe, card))
+    check_choices(recipe, card)
+    init_strength = recipe.init_strength or (_INIT_STRENGTH if recipe.init_image else None)
     filled = {
         "revision": card.revision,
-        "scheduler": scheduler,
-        "strengths": strengths,
+        "scheduler": recipe.scheduler or card.scheduler,
+        "strengths": _one_per_upscale(recipe.strengths or card.strengths, upscales),
+        "init_strength": init_strength,
         "steps": recipe.steps or card.steps,
         "guidance_scale": recipe.guidance_scale or card.guidance_scale,
         "upscale_steps": recipe.upscale_steps or card.upscale_steps,
         "upscale_guidance_scale": recipe.upscale_guidance_scale or card.upscale_guidance_scale,
         "dtype": recipe.dtype or card.dtype,
+        "vae_dtype": recipe.vae_dtype or card.vae_dtype or recipe.dtype or card.dtype,
     }
     return recipe.model_copy(update=filled)
 
@@ -84,11 +82,24 @@ def stages(recipe: Recipe, card: Card) -> tuple[Stage, ...]:
         RequestError: As `resolve`, or if a strength is too low for its steps.
     """
     recipe = resolve(recipe, card)
-    all_sizes = sizes(recipe.width_px, recipe.height_px, card)
-    made = tuple(_stage(i, size, recipe, card) for i, size in enumerate(all_sizes))
-    for stage in made[1:]:
+    made: list[Stage] = []
+    for kind, size in _stage_sizes(recipe, card):
+        upscales = sum(stage.kind == "upscale" for stage in made)
+        made.append(_stage(len(made), kind, upscales, size, recipe, card))
+    for stage in made:
         _check_schedule(stage)
-    return made
+    return tuple(made)
+
+
+def _stage_sizes(recipe: Recipe, card: Card) -> list[tuple[Literal["base", "upscale"], Size]]:
+    size = (recipe.width_px, recipe.height_px)
+    if recipe.source is None:
+        base, *larger = sizes(*size, card)
+        return [("base", base), *(("upscale", each) for each in larger)]
+    assert recipe.source.width_px is not None, "the picture was not looked at"
+    assert recipe.source.height_px is not None, "the picture was not looked at"
+    source = (recipe.source.width_px, recipe.source.height_px)
+    return [("upscale", each) for each in enlarged_sizes(source, size, card)]
 
 
 def schedule_steps(strength: float, steps: int) -> int:
@@ -112,55 +123,77 @@ def choices_without_effect(
         card: Of its model; what it says itself is no choice.
         all_stages: Of the recipe.
     """
-    doublings = len(all_stages) - 1
+    upscales = sum(stage.kind == "upscale" for stage in all_stages)
     if asked.vae_attention == "exact" and not card.vae_attention:
         yield f"--vae-attention has no effect: model `{card.name}` decodes without attention"
     if asked.negative_prompt and all(stage.guidance_scale == 1 for stage in all_stages):
         yield "the negative prompt has no effect without guidance; use a --guidance-scale above 1"
-    if doublings == 0:
-        usual = resolve(
-            Recipe(prompt="-", width_px=asked.width_px, height_px=asked.height_px), card
+    if asked.adapter is not None and all(stage.attention == "full" for stage in all_stages):
+        yield (
+            "--adapter has no effect: at these sizes the model's own attention is quicker; use "
+            "--attention linear to have it all the same"
         )
-        for key in ("strengths", "upscale_steps", "upscale_guidance_scale"):
+    if asked.init_strength is not None and asked.init_image is None:
+        yield "--init-strength has no effect without --init-image"
+    if upscales == 0:
+        usual = resolve(asked.model_copy(update=_UPSCALING), card)
+        for key in _UPSCALING:
             if getattr(asked, key) not in (None, getattr(usual, key)):
                 flag = key.replace("_", "-")
                 yield f"--{flag} has no effect: a picture of this size needs no doubling"
-    elif asked.strengths is not None and len(asked.strengths) > doublings:
+    elif asked.strengths is not None and len(asked.strengths) > upscales:
         yield (
-            f"{len(asked.strengths)} strengths for {doublings} doublings: "
-            f"only the first {doublings} count"
+            f"{len(asked.strengths)} strengths for {upscales} doublings: "
+            f"only the first {upscales} count"
         )
 
 
-def _stage(index: int, size: tuple[int, int], recipe: Recipe, card: Card) -> Stage:
+def _stage(
+    index: int, kind: Literal["base", "upscale"], upscales: int, size: Size, recipe: Recipe,
+    card: Card,
+) -> Stage:  # fmt: skip
     width_px, height_px = size
     assert recipe.strengths is not None
     assert recipe.steps is not None
     assert recipe.upscale_steps is not None
     assert recipe.guidance_scale is not None
     assert recipe.upscale_guidance_scale is not None
-    base = index == 0
+    base = kind == "base"
     return Stage(
         index=index,
-        kind="base" if base else "upscale",
+        kind=kind,
         width_px=width_px,
         height_px=height_px,
         latent_width=width_px // card.vae_factor,
         latent_height=height_px // card.vae_factor,
-        strength=None if base else recipe.strengths[index - 1],
+        strength=recipe.init_strength if base else recipe.strengths[upscales],
         steps=recipe.steps if base else recipe.upscale_steps,
         guidance_scale=recipe.guidance_scale if base else recipe.upscale_guidance_scale,
+        attention=_attention(size, recipe, card),
+        ratio=max(1, round(math.sqrt(width_px * height_px) / card.native_px)),
     )
 
 
+def _attention(size: Size, recipe: Recipe, card: Card) -> Literal["linear", "full"]:
+    if recipe.attention != "auto":
+        return recipe.attention
+    if card.linear_only:
+        return "linear"
+    has_adapter = card.adapter is not None or recipe.adapter is not None
+    return "linear" if has_adapter and size[0] * size[1] > _FULL_ATTENTION_PX else "full"
+
+
 def _check_schedule(stage: Stage) -> None:
-    assert stage.strength is not None
+    if stage.strength is None:
+        return
     length = schedule_steps(stage.strength, stage.steps)
     if length > _MOST_SCHEDULE_STEPS:
+        which = "--steps or a higher --init-strength"
+        if stage.kind == "upscale":
+            which = "--upscale-steps or higher --strengths"
         raise RequestError(
             f"{stage.steps} steps at strength {stage.strength:g} need a schedule of {length} "
-            f"steps, at most {_MOST_SCHEDULE_STEPS} work; use fewer --upscale-steps or higher "
-            "--strengths"
+            f"steps, at most {_MOST_SCHEDULE_STEPS} work; use fewer {which}"
         )
 
 

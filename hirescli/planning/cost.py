@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hirescli.planning.card import Card
 from hirescli.planning.cascade import Stage
-from hirescli.planning.machine import DISK_BYTES_PER_SECOND
+from hirescli.planning.machine import BUS_BYTES_PER_SECOND, DISK_BYTES_PER_SECOND
 from hirescli.planning.passes import Schedule, Store
 from hirescli.planning.schedule import CPU_WORK_BYTES, make_schedule
 from hirescli.recipe import Recipe
@@ -22,6 +22,10 @@ _LATENTS_FRACTION = 1 / 8  # of the work memory that latents may take; above the
 _DECODER_ROWS = 4  # latent rows of other components for one of a decoder
 # Bytes for each pixel of a band outside the engine: float rows, their copies and levels.
 _EDGE_BYTES = 48
+# What CUDA and its libraries take on a device beside what is allocated.
+_CUDA_BYTES = 600 * 10**6
+# Of a GPU in bfloat16: an order of magnitude, since none has been measured.
+_GPU_FLOPS_PER_SECOND = 5e13
 _SPOOL_BYTES = {"between": 2, "last": 1}  # per channel: 16 bits between stages, 8 at the end
 # Largest output for a spool of 1: a pyramid adds 1/4 + 1/16 + ... = 1/3; noise hardly packs.
 _PYRAMID = 4 / 3
@@ -35,12 +39,22 @@ class Budgets:
     """Bytes that a run may use.
 
     Attributes:
-        memory_bytes: Of the whole process.
+        memory_bytes: Where bands are computed: of the whole process on a CPU, else of the GPU.
         disk_bytes: For values that rest on disk while a component runs.
+        host_bytes: On the host beside a GPU, for values that find no room on it; None: bands
+            are computed on the CPU.
+        loads_weights: Whether weights rest on the host and each pass loads those it reads.
     """
 
     memory_bytes: int
     disk_bytes: int
+    host_bytes: int | None = None
+    loads_weights: bool = False
+
+    @property
+    def place(self) -> str:
+        """The store that bands are computed in."""
+        return "host" if self.host_bytes is None else "device"
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,12 @@ class ComponentCost:
     def memory_bytes(self) -> int:
         """Peak of bands and stores in memory, and of rows on their way from or to a spool."""
         return self.schedule.peak_bytes[self.schedule.stores[0].name] + self.edge_bytes
+
+    @property
+    def resting_bytes(self) -> int:
+        """Peak of what rests on the host beside a GPU."""
+        peaks = self.schedule.peak_bytes
+        return peaks["host"] if "device" in peaks else 0
 
     @property
     def disk_bytes(self) -> int:
@@ -101,14 +121,16 @@ class StageCost:
     Attributes:
         stage: The stage.
         components: In the order they first run.
-        memory: Peak of the process.
-        latents_store: "host" or "disk".
+        memory: Peak where bands are computed.
+        resting_bytes: Peak of values that rest on the host beside a GPU.
+        latents_store: "device", "host" or "disk".
         spill_bytes: Peak of latents and kept values on disk.
     """
 
     stage: Stage
     components: tuple[ComponentCost, ...]
     memory: StageMemory
+    resting_bytes: int
     latents_store: str
     spill_bytes: int
 
@@ -132,7 +154,7 @@ def stage_cost(
         BudgetError: If the budget cannot hold one band.
     """
     latents_bytes = _latents_bytes(stage, card, recipe)
-    in_memory = _latents_in_memory(latents_bytes, card, budgets)
+    in_memory = _latents_in_memory(latents_bytes, card, recipe, budgets)
     components = tuple(
         _component(name, calls, stage, card=card, recipe=recipe, rows=rows, budgets=budgets)
         for name, calls in _calls(stage)
@@ -141,11 +163,12 @@ def stage_cost(
         stage=stage,
         components=components,
         memory=StageMemory(
-            base_bytes=card.base_memory_bytes,
+            base_bytes=_base_bytes(card, recipe, budgets),
             latents_bytes=latents_bytes if in_memory else 0,
             work_bytes=max(each.memory_bytes for each in components),
         ),
-        latents_store="host" if in_memory else "disk",
+        resting_bytes=max(each.resting_bytes for each in components),
+        latents_store=budgets.place if in_memory else "disk",
         spill_bytes=max(each.disk_bytes for each in components)
         + (0 if in_memory else latents_bytes),
     )
@@ -164,15 +187,25 @@ def stores_of(
         rows: Band height in latent rows; None: the least.
         budgets: Of the run.
     """
-    standing_bytes = card.base_memory_bytes + _edge_bytes(component, stage, card, rows or 1)
+    standing_bytes = _base_bytes(card, recipe, budgets)
+    standing_bytes += _edge_bytes(component, stage, card, rows or 1)
     latents_bytes = _latents_bytes(stage, card, recipe)
-    if _latents_in_memory(latents_bytes, card, budgets):
+    if _latents_in_memory(latents_bytes, card, recipe, budgets):
         standing_bytes += latents_bytes
     free_bytes = budgets.memory_bytes - standing_bytes
-    return (
-        Store("host", free_bytes, standing_bytes=standing_bytes),
-        Store("disk", budgets.disk_bytes, DISK_BYTES_PER_SECOND),
-    )
+    disk = Store("disk", budgets.disk_bytes, DISK_BYTES_PER_SECOND)
+    first = Store(budgets.place, free_bytes, standing_bytes=standing_bytes)
+    if budgets.host_bytes is None:
+        return first, disk
+    return first, Store("host", budgets.host_bytes, BUS_BYTES_PER_SECOND), disk
+
+
+def _base_bytes(card: Card, recipe: Recipe, budgets: Budgets) -> int:
+    """What stands where bands are computed before the first: the process, or weights on a GPU."""
+    if budgets.host_bytes is None:
+        return card.process_bytes(recipe.dtype)
+    resident = 0 if budgets.loads_weights else card.resident_bytes(recipe.dtype)
+    return _CUDA_BYTES + resident
 
 
 def _latents_bytes(stage: Stage, card: Card, recipe: Recipe) -> int:
@@ -180,13 +213,14 @@ def _latents_bytes(stage: Stage, card: Card, recipe: Recipe) -> int:
     return latent_px * card.latent_channels * dtype_bytes(recipe) * _LATENT_COPIES
 
 
-def _latents_in_memory(latents_bytes: int, card: Card, budgets: Budgets) -> bool:
-    return latents_bytes <= (budgets.memory_bytes - card.base_memory_bytes) * _LATENTS_FRACTION
+def _latents_in_memory(latents_bytes: int, card: Card, recipe: Recipe, budgets: Budgets) -> bool:
+    free_bytes = budgets.memory_bytes - _base_bytes(card, recipe, budgets)
+    return latents_bytes <= free_bytes * _LATENTS_FRACTION
 
 
-def with_latents_bytes(least_bytes: int, card: Card) -> int:
+def with_latents_bytes(least_bytes: int, *, card: Card, recipe: Recipe, budgets: Budgets) -> int:
     """A budget that leaves `least_bytes` even where, under it, latents come to memory."""
-    free_bytes = max(0, least_bytes - card.base_memory_bytes)
+    free_bytes = max(0, least_bytes - _base_bytes(card, recipe, budgets))
     return least_bytes + int(free_bytes * _LATENTS_FRACTION / (1 - _LATENTS_FRACTION)) + 1
 
 
@@ -200,7 +234,7 @@ def _edge_bytes(component: str, stage: Stage, card: Card, rows: int) -> int:
 def _calls(stage: Stage) -> Sequence[tuple[str, int]]:
     """The components of a stage and how often each runs."""
     denoiser = ("denoiser", stage.steps * denoiser_calls_per_step(stage))
-    encoder = [] if stage.kind == "base" else [("encoder", 1)]
+    encoder = [] if stage.strength is None else [("encoder", 1)]
     return [*encoder, denoiser, ("decoder", 1)]
 
 
@@ -208,20 +242,33 @@ def _component(
     name: str, calls: int, stage: Stage, *, card: Card, recipe: Recipe, rows: int | None,
     budgets: Budgets,
 ) -> ComponentCost:  # fmt: skip
-    assert recipe.dtype is not None, "the recipe is not resolved"
-    assert recipe.threads is not None, "the recipe is not resolved"
     factor = card.vae_factor if name == "encoder" else 1
     own_rows = None if rows is None else component_rows(name, rows, card)
     schedule = make_schedule(
-        card.trace(name, recipe.dtype),
+        card.trace(name, _dtype(name, recipe), attention=stage.attention),
         stage.latent_height * factor,
         stage.latent_width * factor,
         stores=stores_of(name, stage, card=card, recipe=recipe, rows=rows, budgets=budgets),
         rows=own_rows,
-        most_work_bytes=CPU_WORK_BYTES,
-        flops_per_second=card.flops_per_second_per_core * recipe.threads,
+        most_work_bytes=CPU_WORK_BYTES if budgets.host_bytes is None else None,
+        loads_weights=budgets.loads_weights,
+        flops_per_second=flops_per_second(card, recipe, budgets),
     )
     return ComponentCost(name, calls, schedule, _edge_bytes(name, stage, card, rows or 1))
+
+
+def flops_per_second(card: Card, recipe: Recipe, budgets: Budgets) -> float:
+    """An estimate for the machine."""
+    assert recipe.threads is not None, "the recipe is not resolved"
+    if budgets.host_bytes is not None:
+        return _GPU_FLOPS_PER_SECOND
+    return card.flops_per_second_per_core * recipe.threads
+
+
+def _dtype(component: str, recipe: Recipe) -> str:
+    dtype = recipe.dtype if component == "denoiser" else recipe.vae_dtype
+    assert dtype is not None, "the recipe is not resolved"
+    return dtype
 
 
 def component_rows(name: str, rows: int, card: Card) -> int:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,27 +11,19 @@ from typing import Any, TypeVar
 from hirescli.errors import RequestError
 from hirescli.events import Listener
 from hirescli.planning import cost
+from hirescli.planning.budgets import fitted
 from hirescli.planning.card import Card
-from hirescli.planning.cascade import (
-    Stage,
-    choices_without_effect,
-    native_warning,
-    resolve,
-    stages,
-)
+from hirescli.planning.cascade import Stage, choices_without_effect, resolve, stages
 from hirescli.planning.cost import Budgets, ComponentCost, StageCost
 from hirescli.planning.formats import check_format, check_options, format_for
-from hirescli.planning.machine import Machine, default_budget
-from hirescli.planning.schedule import BudgetError
+from hirescli.planning.machine import Machine
+from hirescli.planning.places import check_output, check_spill, left_bytes
+from hirescli.planning.sizes import native_warning
 from hirescli.recipe import Recipe
 from hirescli.units import format_bytes
 
 T = TypeVar("T")
-_MOST_NAME_BYTES = 255  # of common file systems
-_BESIDE_SUFFIX = ".partial"  # the longest name that is written beside the output
 _VALIDATED = object()
-_WORK_BYTES = 170 * 10**6  # of default memory beside the model
-_ANY_DISK = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -48,9 +37,9 @@ class Plan:
         rows: Band height of every component, in latent rows.
         budgets: What the run may use.
         spill: Folder for values on disk; None: the run's own, beside the output.
-        peak_memory_bytes: Predicted peak of the whole process.
+        store_bytes: Predicted peak of "device" (0 where none is used), "host" (the whole
+            process) and "disk" (values only).
         spool_bytes: Predicted peak of spools and the output, beside the output.
-        spill_bytes: Predicted peak of values on disk.
         flops, seconds: Sums over the stages; the seconds begin with loading.
         warnings: What the user should know before the run.
     """
@@ -61,9 +50,8 @@ class Plan:
     rows: int
     budgets: Budgets
     spill: Path | None
-    peak_memory_bytes: int
+    store_bytes: dict[str, int]
     spool_bytes: int
-    spill_bytes: int
     flops: float
     seconds: float
     warnings: tuple[str, ...]
@@ -79,9 +67,21 @@ class Plan:
         return self.spool_bytes + (self.spill_bytes if self.spill is None else 0)
 
     @property
-    def store_bytes(self) -> dict[str, int]:
-        """Predicted peak of every store; this version computes on the host only."""
-        return {"device": 0, "host": self.peak_memory_bytes, "disk": self.spill_bytes}
+    def peak_memory_bytes(self) -> int:
+        """Predicted peak of the whole process."""
+        return self.store_bytes["host"]
+
+    @property
+    def spill_bytes(self) -> int:
+        """Predicted peak of values on disk."""
+        return self.store_bytes["disk"]
+
+    @property
+    def weights(self) -> str:
+        """Where the weights of denoiser and autoencoder are while bands are computed."""
+        if self.budgets.host_bytes is None:
+            return "host"
+        return "host, loaded for each pass" if self.budgets.loads_weights else "device"
 
     def to_dict(self) -> dict[str, Any]:
         """The plan in JSON's types; sizes in pixels, memory in bytes."""
@@ -91,6 +91,7 @@ class Plan:
             "stages": [_row(row) for row in self.stage_costs],
             "rows": self.rows,
             "budget_bytes": self.budgets.memory_bytes,
+            "weights": self.weights,
             "spill": None if self.spill is None else str(self.spill),
             "disk_bytes": self.disk_bytes,
             "store_bytes": self.store_bytes,
@@ -113,7 +114,7 @@ class Plan:
         format_for(output, self.recipe.format)
         check_format(self.recipe.format, self.recipe.width_px, self.recipe.height_px)
         check_options(self.recipe)
-        _check_output(output, overwrite)
+        check_output(output, overwrite)
         self._check_memory(machine)
         self._check_disk(machine, output)
         return ValidatedPlan(self, output, overwrite, _VALIDATED)
@@ -128,14 +129,14 @@ class Plan:
 
     def _check_disk(self, machine: Machine, output: Path) -> None:
         # What a killed run of the same output left there is used again.
-        free = machine.disk_free_bytes(output.parent) + _left_bytes(output)
+        free = machine.disk_free_bytes(output.parent) + left_bytes(output)
         if self.disk_bytes > free:
             raise RequestError(
                 f"needs {format_bytes(self.disk_bytes)} of disk beside {output}, "
                 f"{format_bytes(free)} are free; free some or choose another folder with -o"
             )
         if self.spill is not None:
-            _check_spill(self.spill, self.spill_bytes, machine)
+            check_spill(self.spill, self.spill_bytes, machine)
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def check_disk_together(plans: Sequence[ValidatedPlan], machine: Machine) -> Non
     for number, validated in enumerate(plans, start=1):
         folder = validated.output.parent
         needed = finished.get(folder, 0) + validated.plan.disk_bytes
-        left = sum(_left_bytes(p.output) for p in plans[:number] if p.output.parent == folder)
+        left = sum(left_bytes(p.output) for p in plans[:number] if p.output.parent == folder)
         free = machine.disk_free_bytes(folder) + left
         if needed > free:
             raise RequestError(
@@ -197,12 +198,13 @@ def make_plan(
 ) -> Plan:
     """Plan a recipe under a budget. What the machine has is checked in `Plan.validate`.
 
-    Where the recipe leaves its threads open, they are the cores of the machine.
+    Where the recipe leaves its device open, it is the machine's first GPU if it has one; threads
+    left open are its cores.
 
     Args:
-        recipe: What is asked for.
+        recipe: What is asked for, with what is known of the files that it names.
         card: Of the recipe's model.
-        memory_bytes: Budget of the whole process; None: `default_memory`.
+        memory_bytes: Budget of the whole process, or of the GPU; None: `default_memory`.
         host_memory_bytes: Budget of the host beside a GPU; on a CPU it says nothing.
         spill: Folder for values on disk; None: the run's own, beside the output.
         machine: Where it shall run; None: this machine.
@@ -211,22 +213,17 @@ def make_plan(
         RequestError: If the size, revision, scheduler or format does not work, or the budget
             cannot hold one band.
     """
-    machine = machine or Machine.detect()
+    machine = machine or Machine.detect(with_devices=recipe.device != "cpu")
     asked = Recipe.from_fragments(recipe.model_dump())  # `model_copy` checks nothing
     recipe = resolve(asked, card)
     check_format(recipe.format, recipe.width_px, recipe.height_px)
     check_options(recipe)
-    recipe = recipe.model_copy(update={"threads": recipe.threads or machine.cores})
+    recipe = _placed(recipe, machine)
     all_stages = stages(recipe, card)
-    budgets = Budgets(memory_bytes or default_memory(card, machine), _ANY_DISK)
-    try:
-        rows, costs = _costs(all_stages, card, recipe, budgets)
-    except BudgetError as error:
-        needed_bytes = cost.with_latents_bytes(error.least_bytes, card)
-        if memory_bytes is not None or needed_bytes > default_budget(machine):
-            raise _over_budget(needed_bytes, budgets, recipe.rows) from error
-        budgets = Budgets(needed_bytes, _ANY_DISK)
-        rows, costs = _costs(all_stages, card, recipe, budgets)
+    budgets, rows, costs = fitted(
+        all_stages, card, recipe, machine,
+        memory_bytes=memory_bytes, host_memory_bytes=host_memory_bytes,
+    )  # fmt: skip
     recipe = recipe.model_copy(update={"rows": rows})
     return Plan(
         recipe=recipe,
@@ -235,54 +232,51 @@ def make_plan(
         rows=rows,
         budgets=budgets,
         spill=spill,
-        peak_memory_bytes=max(row.memory.peak_bytes for row in costs),
+        store_bytes=_store_bytes(costs, card, recipe, budgets),
         spool_bytes=cost.disk_bytes(all_stages, recipe),
-        spill_bytes=max(row.spill_bytes for row in costs),
         flops=sum(row.flops for row in costs),
         seconds=card.load_seconds + sum(row.seconds for row in costs),
-        warnings=_warnings(asked, card, all_stages, host_memory_bytes),
+        warnings=_warnings(asked, card, all_stages, budgets, host_memory_bytes),
     )
 
 
-def _costs(
-    all_stages: tuple[Stage, ...], card: Card, recipe: Recipe, budgets: Budgets
-) -> tuple[int, tuple[StageCost, ...]]:
-    """The band height, and all stages with what they take."""
-    rows = recipe.rows or cost.band_rows(all_stages, card=card, recipe=recipe, budgets=budgets)
-    costs = [
-        cost.stage_cost(stage, card=card, recipe=recipe, rows=rows, budgets=budgets)
-        for stage in reversed(all_stages)  # refused are budgets for the largest: enough for all
-    ]
-    return rows, tuple(reversed(costs))
+def _placed(recipe: Recipe, machine: Machine) -> Recipe:
+    """The recipe with the device and the threads that it runs on."""
+    if recipe.device == "cuda" and not machine.devices:
+        raise RequestError(
+            "--device cuda: this machine has no GPU that nvidia-smi names; use --device cpu"
+        )
+    device = recipe.device or ("cuda" if machine.devices else "cpu")
+    threads = recipe.threads or machine.cores
+    return recipe.model_copy(update={"device": device, "threads": threads})
 
 
-def default_memory(card: Card, machine: Machine) -> int:
-    """Bytes a run may use when nothing else is said: the model and a fixed room to work in.
-
-    Pictures of every size are so made in about the same memory; a plan takes what one band
-    takes where that is more. At most the machine's default budget.
-    """
-    return min(default_budget(machine), card.base_memory_bytes + _WORK_BYTES)
-
-
-def _over_budget(needed_bytes: int, budgets: Budgets, rows: int | None) -> RequestError:
-    lower = " or fewer --rows" if rows is not None and rows > 1 else ""
-    return RequestError(
-        f"needs at least {format_bytes(needed_bytes)} of memory for one band, the budget is "
-        f"{format_bytes(budgets.memory_bytes)}; use --memory {_rounded_up_gb(needed_bytes)} "
-        f"(memory=...){lower} or a smaller --size"
-    )
+def _store_bytes(
+    costs: tuple[StageCost, ...], card: Card, recipe: Recipe, budgets: Budgets
+) -> dict[str, int]:
+    """Predicted peak of every store, with what stands there beside values."""
+    computing = max(row.memory.peak_bytes for row in costs)
+    disk = max(row.spill_bytes for row in costs)
+    if budgets.host_bytes is None:
+        return {"device": 0, "host": computing, "disk": disk}
+    # The process holds the weights while they are loaded, and after that where they rest there.
+    host = card.process_bytes(recipe.dtype) + max(row.resting_bytes for row in costs)
+    return {"device": computing, "host": host, "disk": disk}
 
 
 def _warnings(
-    asked: Recipe, card: Card, all_stages: tuple[Stage, ...], host_memory_bytes: int | None
+    asked: Recipe,
+    card: Card,
+    all_stages: tuple[Stage, ...],
+    budgets: Budgets,
+    host_memory_bytes: int | None,
 ) -> tuple[str, ...]:
     found = [
         card.foreign_prompt_warning(asked.prompt),
         native_warning(asked.width_px, asked.height_px, card),
         *choices_without_effect(asked, card, all_stages),
     ]
-    if host_memory_bytes is not None:
+    if host_memory_bytes is not None and budgets.host_bytes is None:
         found.append("--host-memory has no effect: on a CPU, --memory is the whole process's")
     return tuple(warning for warning in found if warning is not None)
 
@@ -312,72 +306,3 @@ def _component(each: ComponentCost) -> dict[str, Any]:
         "plain_flops": schedule.plain_flops,
         "seconds": schedule.seconds,
     }
-
-
-def _rounded_up_gb(amount_bytes: int) -> str:
-    return f"{-(-amount_bytes // 10**8) / 10:g}GB"
-
-
-def _left_bytes(output: Path) -> int:
-    run = output.with_name(output.name + ".run")
-    if not run.is_dir():
-        return 0
-    return sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if "\0" in str(output):
-        raise RequestError("the output name holds a NUL character; remove it")
-    name_bytes = len((output.name + _BESIDE_SUFFIX).encode(errors="surrogateescape"))
-    if name_bytes > _MOST_NAME_BYTES:
-        raise RequestError(
-            f"the output name has {len(output.name.encode(errors='surrogateescape'))} bytes, "
-            f"at most {_MOST_NAME_BYTES - len(_BESIDE_SUFFIX)} work; choose a shorter one"
-        )
-    _check_folder(output.parent)
-    if os.path.isdir(output):
-        raise RequestError(f"output {output} is a folder; add a file name to it")
-    if os.path.lexists(output) and not overwrite:
-        raise RequestError(
-            f"output {output} exists; use --overwrite (overwrite=True), or choose another name"
-        )
-    _check_writable(output.parent)
-
-
-def _check_spill(spill: Path, needed_bytes: int, machine: Machine) -> None:
-    if not spill.is_dir():
-        raise RequestError(f"--spill {spill} is no folder; make it, or choose another")
-    _check_writable(spill, "--spill")
-    free = machine.disk_free_bytes(spill)
-    if needed_bytes > free:
-        raise RequestError(
-            f"needs {format_bytes(needed_bytes)} of disk in --spill {spill}, "
-            f"{format_bytes(free)} are free; free some, choose another folder or give more "
-            "--memory"
-        )
-
-
-def _check_folder(folder: Path) -> None:
-    try:
-        is_dir = stat.S_ISDIR(folder.stat().st_mode)
-    except FileNotFoundError as error:
-        raise RequestError(
-            f"output folder {folder} does not exist; make it, or choose another"
-        ) from error
-    except OSError as error:  # a part of it is a file, or its name is longer than any can be
-        raise RequestError(
-            f"output folder {folder} cannot be used ({error.strerror}); choose another with -o"
-        ) from error
-    if not is_dir:
-        raise RequestError(f"output folder {folder} is a file; choose a folder")
-
-
-def _check_writable(folder: Path, flag: str = "-o") -> None:
-    """Try it: permission bits say nothing about read-only mounts, nor to an administrator."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RequestError(
-            f"folder {folder} cannot be written ({error.strerror}); choose another with {flag}"
-        ) from error

@@ -1,0 +1,67 @@
+"""Whether the choices of a recipe work with a model."""
+
+from __future__ import annotations
+
+from hirescli.errors import RequestError
+from hirescli.planning.card import Card
+from hirescli.recipe import Recipe
+
+
+def check_choices(recipe: Recipe, card: Card) -> None:
+    """Refuse what the model of a card cannot do (sizes are `sizes.py`'s matter).
+
+    Raises:
+        RequestError: Naming the first choice that does not work, and what does.
+    """
+    _check_scheduler(recipe, card)
+    _check_attention(recipe, card)
+    _check_plugins(recipe, card)
+    if recipe.revision not in (None, card.revision):
+        raise RequestError(
+            f'revision "{recipe.revision}" of model `{card.name}` is not here, '
+            f'"{card.revision}" is; leave the revision out to use that'
+        )
+    if recipe.vae_mode == "tiled" and not card.vae_tiling:
+        raise RequestError(
+            f"the autoencoder of model `{card.name}` has no tiling; leave --vae-mode out: banded "
+            "decoding is exact and takes as little memory"
+        )
+
+
+def _check_scheduler(recipe: Recipe, card: Card) -> None:
+    if recipe.scheduler not in (None, *card.schedulers):
+        raise RequestError(
+            f'scheduler "{recipe.scheduler}" does not work with model `{card.name}`; '
+            f"use one of {', '.join(card.schedulers)}"
+        )
+
+
+def _check_attention(recipe: Recipe, card: Card) -> None:
+    if card.linear_only and recipe.attention == "full":
+        raise RequestError(
+            f"--attention full does not work with model `{card.name}`: it was trained with linear "
+            "attention only; leave it out"
+        )
+    if recipe.attention == "linear" and card.adapter is None and recipe.adapter is None:
+        raise RequestError(
+            f"--attention linear needs LinFusion weights, and none are known for model "
+            f"`{card.name}`; name some with --adapter"
+        )
+
+
+def _check_plugins(recipe: Recipe, card: Card) -> None:
+    asked = {
+        "--lora": recipe.loras,
+        "--control": recipe.controls,
+        "--image-prompt": recipe.image_prompts,
+        "--adapter": recipe.adapter,
+    }
+    if card.linear_only:  # the built-in model, whose parts are its own
+        for flag, given in asked.items():
+            if given:
+                raise RequestError(
+                    f"{flag} does not work with model `{card.name}`: nothing of the kind was made "
+                    "for it; choose a Stable Diffusion model with --model"
+                )
+    if recipe.source is not None and recipe.init_image is not None:
+        raise RequestError("an enlarged picture has no base stage: leave --init-image out")
