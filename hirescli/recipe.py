@@ -59,6 +59,7 @@ class Recipe(BaseModel):
     loras: tuple[Lora, ...] = ()
     controls: tuple[Control, ...] = ()
     image_prompts: tuple[ImagePrompt, ...] = ()
+    image_adapter: str | None = None  # IP-Adapter: a folder, or a file on the hub
     init_image: Picture | None = None  # what the base stage begins with, in place of noise
     init_strength: Strength | None = None
     source: Picture | None = None  # the picture that is enlarged; there is no base stage then

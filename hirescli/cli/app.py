@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from hirescli.cli import bench, doctor, generate, info, plan, presets, train
 from hirescli.cli.interrupt import Interrupted, interruptible
-from hirescli.cli.options import paragraphs
+from hirescli.cli.options.option import paragraphs
 from hirescli.cli.streams import lost_output, prepare_streams, silence, visible
 from hirescli.errors import HiresError
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hirescli.cli.options import RequestOptions, takes_request
+from hirescli.cli.options.request import RequestOptions, takes_request
 from hirescli.cli.streams import write_line
 from hirescli.errors import HiresError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hirescli.cli.options import RequestOptions, takes_request
+from hirescli.cli.options.request import RequestOptions, takes_request
 from hirescli.errors import HiresError, RequestError
 
 if TYPE_CHECKING:

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hirescli.cli.options import RequestOptions, paragraphs, preset_names, takes_request
+from hirescli.cli.options.option import paragraphs
+from hirescli.cli.options.picture import preset_names
+from hirescli.cli.options.request import RequestOptions, takes_request
 from hirescli.cli.streams import visible
 from hirescli.errors import ConfigError
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hirescli.cli.options import RequestOptions
+from hirescli.cli.options.request import RequestOptions
 from hirescli.errors import RequestError
 
 if TYPE_CHECKING:

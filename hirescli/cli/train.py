@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hirescli.cli.options import paragraphs
+from hirescli.cli.options.option import paragraphs
 from hirescli.errors import RequestError
 
 app = typer.Typer(
