@@ -1,0 +1,87 @@
+"""Which page of a TIFF is the picture, and whether it can be read in parts. No pixel is read."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hirescli.errors import RequestError
+from hirescli.output.containers import tiff_end
+
+if TYPE_CHECKING:
+    from tifffile import TiffPage
+
+# NewSubfileType: bit 0 a smaller copy, bit 2 a transparency mask.
+_NO_PICTURE = 1 | 4
+_ALPHA = {1, 2}  # ExtraSamples: associated and unassociated alpha; 0 is anything else
+# Compressions of which libvips reads single rows of a strip: none, LZW, deflate (two codes),
+# PackBits. Strips of others are decoded whole.
+_BY_ROWS = {1, 5, 8, 32946, 32773}
+_SEPARATE = 2  # PlanarConfiguration
+
+
+def largest_page(path: Path, *, most_held_px: int) -> tuple[int, bool]:
+    """The index of the page with the picture, and whether its first extra channel is alpha.
+
+    Args:
+        path: A TIFF.
+        most_held_px: The most pixels of a strip or tile that is decoded whole.
+
+    Raises:
+        RequestError: If the file is truncated or damaged, holds several pictures of one size,
+            or strips that are too large.
+    """
+    from tifffile import TiffFile, TiffPage
+
+    try:
+        with _silent(), TiffFile(path) as tiff:
+            pages = [page for page in tiff.pages if isinstance(page, TiffPage)]
+            end, size_bytes = tiff_end(tiff), path.stat().st_size
+    except RequestError:
+        raise
+    except Exception as error:  # tifffile raises errors of many kinds for damaged files
+        raise RequestError(f"{path} is damaged ({error}); take an undamaged copy") from error
+    if end > size_bytes:
+        raise RequestError(f"{path} is truncated: {size_bytes} bytes of {end}; take a whole copy")
+    index = max(range(len(pages)), key=lambda i: _px(pages[i]))
+    page = pages[index]
+    others = [p for p in pages if _px(p) == _px(page) and not int(p.subfiletype) & _NO_PICTURE]
+    if len(others) > 1:
+        size = f"{page.imagewidth}x{page.imagelength} px"
+        raise RequestError(
+            f"{path} has {len(others)} pages of {size}; save the one that you mean by itself"
+        )
+    _check_strips(path, page, most_held_px)
+    extras = tuple(int(extra) for extra in page.extrasamples)
+    return index, bool(extras) and extras[0] in _ALPHA
+
+
+def _px(page: TiffPage) -> int:
+    return page.imagewidth * page.imagelength
+
+
+def _check_strips(path: Path, page: TiffPage, most_held_px: int) -> None:
+    by_rows = int(page.compression) in _BY_ROWS and int(page.planarconfig) != _SEPARATE
+    if page.is_tiled:
+        held_px = page.tilewidth * page.tilelength
+    else:
+        held_px = 0 if by_rows else min(page.rowsperstrip, page.imagelength) * page.imagewidth
+    if held_px > most_held_px:
+        raise RequestError(
+            f"{path} has strips or tiles of {held_px / 1e6:.0f} MP, which must be decoded whole;"
+            f" save it with parts below {most_held_px / 1e6:.0f} MP"
+        )
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """What tifffile logs about damaged files would stand beside our message on the terminal."""
+    logger = logging.getLogger("tifffile")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
