@@ -1,28 +1,29 @@
-"""Loading: from a card to modules that are ready to run."""
+"""Loading: from what a user named to modules that are ready to run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
 
-from hirescli.attention.linfusion import LinFusionAdapter, mount
-from hirescli.errors import RunError
+from hirescli.attention.linfusion import LinFusionAdapter, mount, unmount
+from hirescli.errors import RequestError, RunError
+from hirescli.models import components, hub, registry
 from hirescli.models.builtin.autoencoder import ThinAutoencoder
 from hirescli.models.builtin.scheduler import TrailingDDIMScheduler
 from hirescli.models.builtin.text import TextEncoder
+from hirescli.models.families import read_json
+from hirescli.models.quiet import quiet_libraries as quiet_libraries
+from hirescli.models.safetensors_check import read_tensors
+from hirescli.models.schedulers import make_scheduler
+from hirescli.models.sources import AdapterSource, ModelSource, of_shipped
 from hirescli.models.sums import check_sums
-
-if TYPE_CHECKING:
-    from hirescli.planning.card import Card
+from hirescli.models.text import BuiltinText, ClipText, PromptEncoder
+from hirescli.planning.card import Card
 
 WEIGHTS = Path(__file__).parent / "builtin" / "weights"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -30,89 +31,144 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Model:
-    """The modules of one model, with its linear attention mounted.
+    """The modules of one model.
 
     Attributes:
         card: The facts about it.
-        text: Tokenizer and text encoder.
-        unet: The denoiser.
+        text: Tokenizers and text encoders.
+        unet: The denoiser, with its own attention; the built-in's has its adapter mounted.
         autoencoder: Between pictures and latents.
         scheduler: With the noise schedule it was trained on.
+        linfusion: Linear attention to mount on the denoiser; None if none was asked for.
+        source: Where it is from.
     """
 
     card: Card
-    text: TextEncoder
+    text: PromptEncoder
     unet: UNet2DConditionModel
-    autoencoder: ThinAutoencoder
-    scheduler: TrailingDDIMScheduler
+    autoencoder: Any
+    scheduler: Any
+    linfusion: LinFusionAdapter | None
+    source: ModelSource
+
+    @property
+    def adapter(self) -> AdapterSource | None:
+        """Where the linear attention is from."""
+        return self.source.adapter
+
+    def scheduler_named(self, name: str) -> Any:
+        """A fresh scheduler of the model's noise schedule, by its name in recipes."""
+        if self.card.family == "builtin":
+            return type(self.scheduler).from_config(self.scheduler.config)
+        return make_scheduler(name, components.scheduler_config(self.source))
 
 
-def load(card: Card, *, dtype: str, weights: Path = WEIGHTS) -> Model:
-    """Load the built-in model's modules; no network.
+def load(
+    model: ModelSource | Card, *, dtype: str, vae_dtype: str | None = None, linear: bool = True,
+    weights: Path = WEIGHTS,
+) -> Model:  # fmt: skip
+    """Load a model's modules on the CPU, those of the hub from its cache, fetched if need be.
 
     Args:
-        card: The card of the model.
-        dtype: "float32" or "bfloat16", of denoiser and autoencoder; text states are float32.
-        weights: A folder in diffusers layout, `linfusion/` in it.
+        model: From `registry.find`, or a shipped card.
+        dtype: "float32" or "bfloat16", of denoiser and text encoders; text states of the
+            built-in model are made in float32.
+        vae_dtype: Of the autoencoder; None: as `dtype`.
+        linear: Whether linear attention is loaded too. The built-in model always has it.
+        weights: Of the built-in model: a folder in diffusers layout, `linfusion/` in it.
 
     Raises:
-        RunError: If weights are missing, damaged or not in the safetensors format: a pickle
-            could run code.
+        RequestError: If weights are missing, damaged or not of the model they are said to be.
+        RunError: If those of the built-in model are, or a download fails.
     """
+    source = _source(model)
+    if source.card.family == "builtin":
+        return _load_builtin(source, dtype, vae_dtype or dtype, weights)
+    source = registry.download(source)
+    if linear:
+        source = registry.with_adapter(source)
+    with quiet_libraries():
+        return _load(source, DTYPES[dtype], DTYPES[vae_dtype or dtype], linear)
+
+
+def _source(model: ModelSource | Card) -> ModelSource:
+    if isinstance(model, Card):
+        return of_shipped(model) if model.family == "builtin" else registry.find(model.name)
+    if model.card.family != "builtin" and model.path is None:  # planned without weights
+        found = registry.find(model.card.name)
+        return replace(found, adapter=model.adapter)
+    return model
+
+
+def _load(source: ModelSource, dtype: torch.dtype, vae_dtype: torch.dtype, linear: bool) -> Model:
+    _check_files(source)
+    dtypes = dict.fromkeys(("unet", "text_encoder", "text_encoder_2"), dtype)
+    loader = components.load_single if source.kind == "file" else components.load_folder
+    parts = loader(source, dtypes=dtypes | {"vae": vae_dtype})
+    unet, autoencoder = parts.pop("unet"), parts.pop("vae")
+    assert source.configs is not None
+    index = read_json(source.configs / "model_index.json")
+    zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+    return Model(
+        card=source.card,
+        text=ClipText(source.card.family, parts, force_zeros=zeros),
+        unet=unet,
+        autoencoder=autoencoder,
+        scheduler=make_scheduler(source.card.scheduler, components.scheduler_config(source)),
+        linfusion=_linfusion(source, unet, dtype) if linear else None,
+        source=source,
+    )
+
+
+def _check_files(source: ModelSource) -> None:
+    """Check headers before a library sees a file, and hashes where they are known."""
+    assert source.path is not None
+    files = [source.path / name for _, held in source.weights for name in held]
+    for path in files:
+        read_tensors(path)
+    if source.commit is not None:
+        hub.verify(files)
+    elif source.kind == "folder":
+        try:
+            check_sums(source.path)
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{source.path} cannot be loaded: {error}") from error
+
+
+def _linfusion(source: ModelSource, unet: UNet2DConditionModel, dtype: torch.dtype) -> Any:
+    """The adapter, which fits the denoiser."""
+    assert source.adapter is not None
+    assert source.adapter.path is not None
+    adapter = components.whole(LinFusionAdapter, source.adapter.path, dtype)
+    try:
+        mount(unet, adapter)
+    except ValueError as error:
+        raise RequestError(f"{source.adapter.name}: {error}") from error
+    unmount(unet)
+    return adapter
+
+
+def _load_builtin(source: ModelSource, dtype: str, vae_dtype: str, weights: Path) -> Model:
     try:
         with quiet_libraries():
             check_sums(weights)
-            return _load(card, dtype=dtype, weights=weights)
+            return _builtin(source, DTYPES[dtype], DTYPES[vae_dtype], weights)
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(
-            f"the weights of model `{card.name}` in {weights} cannot be loaded: {error}; "
+            f"the weights of model `{source.card.name}` in {weights} cannot be loaded: {error}; "
             "install the package again"
         ) from error
 
 
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' own reports and bars away, and leave their settings as they were."""
-    loggings: tuple[Any, ...] = (diffusers_logging, transformers_logging)
-    before = [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in loggings]
-    for each in loggings:
-        each.set_verbosity_error()
-        each.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for each, (verbosity, bars) in zip(loggings, before, strict=True):
-            each.set_verbosity(verbosity)
-            if bars:
-                each.enable_progress_bar()
-
-
-def _load(card: Card, *, dtype: str, weights: Path) -> Model:
-    options: dict[str, Any] = {
-        "local_files_only": True,
-        "use_safetensors": True,
-        "torch_dtype": DTYPES[dtype],
-    }
-    unet = _whole(UNet2DConditionModel, weights / "unet", options)
-    adapter = _whole(LinFusionAdapter, weights / "linfusion", options)
-    autoencoder = _whole(ThinAutoencoder, weights / "vae", options)
+def _builtin(
+    source: ModelSource, dtype: torch.dtype, vae_dtype: torch.dtype, weights: Path
+) -> Model:
+    unet = components.whole(UNet2DConditionModel, weights / "unet", dtype)
+    adapter = components.whole(LinFusionAdapter, weights / "linfusion", dtype)
+    autoencoder = components.whole(ThinAutoencoder, weights / "vae", vae_dtype)
     scheduler = TrailingDDIMScheduler.from_pretrained(weights / "scheduler", local_files_only=True)
-    text = TextEncoder.load()
     mount(unet, adapter)
     # Convolutions of few channels run more than twice as fast with channels last on a CPU.
     autoencoder.to(memory_format=torch.channels_last)
-    for module in (unet, autoencoder):
-        module.eval().requires_grad_(False)
-    return Model(card, text, unet, autoencoder, scheduler)
-
-
-def _whole(kind: type[Any], folder: Path, options: dict[str, Any]) -> Any:
-    """A module with all its weights; diffusers alone would draw missing ones at random."""
-    module, info = kind.from_pretrained(folder, output_loading_info=True, **options)
-    lost = sorted({*info["missing_keys"], *info["unexpected_keys"]})
-    if lost:
-        raise ValueError(
-            f"{len(lost)} tensors of {folder.name} do not agree with its config.json, the first "
-            f"is {lost[0]}"
-        )
-    return module
+    text = BuiltinText(TextEncoder.load(), dtype)
+    return Model(source.card, text, unet, autoencoder, scheduler, adapter, source)

@@ -1,36 +1,190 @@
-"""Which models there are, and their cards. No torch: `hires plan` reads this."""
+"""Which models there are, and where they are. No torch: `hires plan` reads this."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from hirescli.errors import RequestError
+from hirescli.models import hub, sources
+from hirescli.models.safetensors_check import read_tensors
+from hirescli.models.sources import ADAPTER_WEIGHTS, AdapterSource, ModelSource
 from hirescli.planning.card import Card, read_card
 
+__all__ = ["AdapterSource", "ModelSource", "cards", "download", "find", "find_card"]
 _CARDS = Path(__file__).parent / "cards"
+_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 @lru_cache(maxsize=1)
 def cards() -> tuple[Card, ...]:
-    """The cards of all models that this version can run, sorted by name."""
+    """The shipped cards, sorted by name."""
     return tuple(read_card(path) for path in sorted(_CARDS.glob("*.toml")))
 
 
-def find_card(model: str) -> Card:
-    """The card of a model.
-
-    Args:
-        model: The name of a shipped card, such as "builtin".
+def find_card(name: str) -> Card:
+    """A shipped card.
 
     Raises:
-        RequestError: If there is no such model in this version.
+        RequestError: If there is no such card.
     """
     for card in cards():
-        if card.name == model:
+        if card.name == name:
             return card
+    raise RequestError(_unknown(name))
+
+
+def find(
+    model: str, revision: str | None = None, *, adapter: str | None = None, weights: bool = True
+) -> ModelSource:
+    """Find a model by what a user calls it.
+
+    Args:
+        model: The name of a shipped card, a hub id "owner/name", a local folder in diffusers'
+            layout, or a local .safetensors file of a whole model.
+        revision: Branch, tag or commit on the hub; None: the card's, "main".
+        adapter: LinFusion weights: a local folder or a hub id; None: what the card knows, which
+            is not looked for yet (`with_adapter` does).
+        weights: Whether the weights of a shipped card must be there or on the hub; False is
+            enough to plan with.
+
+    Raises:
+        RequestError: If it is not there, damaged, or of no family that is known. Offline, if
+            the cache lacks a file; names the repository and the file.
+    """
+    source = _find(model, revision, weights)
+    if adapter is not None:
+        if source.card.linear_only:
+            raise RequestError(
+                f"model `{source.card.name}` has its own adapter: leave --adapter out"
+            )
+        source = replace(source, adapter=find_adapter(adapter))
+        card = source.card.model_copy(update={"adapter": "linfusion"})
+        source = sources.traced(replace(source, card=card), _base(source))
+    return source
+
+
+def _find(model: str, revision: str | None, weights: bool) -> ModelSource:
+    by_name = {card.name: card for card in cards()}
+    if model in by_name:
+        return _shipped(by_name[model], revision, weights)
+    path = Path(model).expanduser()
+    if path.exists() or path.suffix in _FILES or model.startswith((".", "/", "~")):
+        if revision is not None:
+            raise RequestError(f'--revision "{revision}" is for models on the hub; {path} is none')
+        if not path.exists():
+            raise RequestError(f"model {path} does not exist; check the path")
+        if path.is_dir():
+            return sources.of_folder(path, by_name)
+        return sources.of_file(path, by_name)
+    if not hub.HUB_ID.fullmatch(model):
+        raise RequestError(_unknown(model))
+    return _complete(sources.of_snapshot(hub.resolve(model, revision), None, by_name))
+
+
+def _shipped(card: Card, revision: str | None, weights: bool) -> ModelSource:
+    if card.hub_id is None:
+        if revision not in (None, card.revision):
+            raise RequestError(
+                f'revision "{revision}" of model `{card.name}` is not here, "{card.revision}" '
+                "is; leave the revision out to use that"
+            )
+        return sources.of_shipped(card)
+    if not weights:
+        source = sources.of_shipped(card)
+        if revision is None:
+            return source
+        return replace(source, card=card.model_copy(update={"revision": revision}))
+    snapshot = hub.resolve(card.hub_id, revision or card.revision)
+    by_name = {each.name: each for each in cards()}
+    return _complete(sources.of_snapshot(snapshot, card, by_name))
+
+
+def _complete(source: ModelSource) -> ModelSource:
+    """The source, if its weights are in the cache or can be fetched."""
+    if hub.offline():
+        download(source)
+    return source
+
+
+def find_adapter(name: str) -> AdapterSource:
+    """LinFusion weights by what a user calls them: a local folder or a hub id.
+
+    Raises:
+        RequestError: If they are not there, or damaged.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or not hub.HUB_ID.fullmatch(name):
+        if not (path / "config.json").is_file():
+            raise RequestError(f"adapter {path} is no folder with a config.json; check the path")
+        found = [each.name for each in path.iterdir()]
+        for file in hub.choose_weights(found, "", ADAPTER_WEIGHTS, str(path)):
+            read_tensors(path / file)
+        return AdapterSource(path=path)
+    snapshot = hub.resolve(name, None)
+    if "config.json" not in snapshot.files:
+        raise RequestError(f"{name} is no LinFusion adapter: config.json is missing")
+    files = hub.choose_weights(snapshot.files, "", ADAPTER_WEIGHTS, name)
+    folder = hub.fetch(snapshot, ["config.json", *files])
+    return AdapterSource(path=folder, hub_id=name, commit=snapshot.commit)
+
+
+def with_adapter(source: ModelSource) -> ModelSource:
+    """The source with its adapter's weights looked for and, from the hub, fetched.
+
+    Raises:
+        RequestError: If no adapter is known for the model, or it is not there.
+    """
+    if source.adapter is None:
+        raise RequestError(
+            f"no LinFusion weights are known for model `{source.card.name}`; name some with "
+            "--adapter, or use --attention full"
+        )
+    if source.adapter.path is not None or source.adapter.hub_id is None:
+        return source
+    found = replace(source, adapter=find_adapter(source.adapter.hub_id))
+    return sources.traced(found, _base(found))
+
+
+def download(source: ModelSource) -> ModelSource:
+    """Make all weights of a source be on this machine, those of the hub in its cache.
+
+    Raises:
+        RequestError: Offline, if one is missing.
+        RunError: If a download fails.
+    """
+    if source.hub_id is None or source.path is None:
+        return source
+    names = [name for _, held in source.weights for name in held]
+    assert source.commit is not None
+    every = ("model_index.json", *names)
+    snapshot = hub.Snapshot(source.hub_id, source.commit, every, source.path)
+    indices = [f"{part}/{base}.index.json" for part, base in _indices(source)]
+    return replace(source, path=hub.fetch(snapshot, [*every, *indices]))
+
+
+def _indices(source: ModelSource) -> list[tuple[str, str]]:
+    """Components in several files, whose index is among the configs."""
+    return [
+        (part, held[0].rsplit("/", 1)[-1].split("-00001")[0] + ".safetensors")
+        for part, held in source.weights
+        if len(held) > 1
+    ]
+
+
+def _base(source: ModelSource) -> Card:
+    """The shipped card of a source's family."""
+    from hirescli.models.families import CONFIGS, base_card_name
+
+    assert source.configs is not None
+    inside = source.configs.parent == CONFIGS
+    return find_card(source.configs.name if inside else base_card_name(source.configs))
+
+
+def _unknown(model: str) -> str:
     names = ", ".join(f"`{card.name}`" for card in cards())
-    raise RequestError(
-        f'model "{model}" is not available: this version runs {names} only; '
-        "leave --model out to use it"
+    return (
+        f'model "{model}" is not known: use one of {names}, a hub id like owner/name, a folder '
+        "in diffusers' layout, or a .safetensors file"
     )

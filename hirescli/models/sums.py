@@ -14,7 +14,7 @@ SUMS = "SHA256SUMS"
 def write_sums(folder: Path) -> None:
     """List the SHA-256 of every file of a folder in its `SHA256SUMS`, as `sha256sum` does."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
@@ -29,7 +29,7 @@ def check_sums(folder: Path) -> None:
         return
     sums = _read(folder / SUMS)
     for name, wanted in sums.items():
-        if _sha256(folder / name) != wanted:
+        if sha256(folder / name) != wanted:
             raise ValueError(f"{name} is damaged: its SHA-256 is not the one in {SUMS}")
     for path in sorted(folder.rglob("*.safetensors")):
         name = path.relative_to(folder).as_posix()
@@ -45,6 +45,7 @@ def _read(path: Path) -> dict[str, str]:
     return {name: wanted for wanted, name in pairs}
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

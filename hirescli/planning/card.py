@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import tomllib
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +25,12 @@ from hirescli.planning.trace import Trace
 
 Positive = Annotated[int, Field(ge=1)]
 COMPONENTS = ("denoiser", "decoder", "encoder")
+# The libraries and one process of Python, before weights; measured on a CPU, rounded up.
+_LIBRARIES_BYTES = 600 * 10**6
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+Attention = Literal["linear", "full"]
+Pair = tuple[str, str]
+Recorder = Callable[[str, str, Attention], Trace]
 Strength = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -33,12 +41,21 @@ class Card(BaseModel):
 
     name: str = Field(min_length=1)
     title: str
-    family: Literal["sd"]
+    family: Literal["builtin", "sd", "sdxl"]
     revision: str = Field(min_length=1)  # of the weights; recipes record it
     licence: str
+    # What the licence or the publisher asks beyond the terms, and what is run of it.
+    notice: str = ""
     # Words of the subjects it was trained on; empty: anything.
     knows: tuple[str, ...] = ()
-    adapter: Literal["linfusion"] | None = None
+
+    # Where weights are published
+    hub_id: str | None = None
+    adapter: Literal["linfusion"] | None = None  # what linearises its self-attention
+    adapter_id: str | None = None  # of that adapter on the hub
+    linear_only: bool = False  # whether it was trained with the adapter and needs it
+    controls: tuple[Pair, ...] = ()  # kind of a control image, ControlNet on the hub
+    image_adapter_id: str | None = None  # of an IP-Adapter: "owner/name/path/file.safetensors"
 
     # Geometry
     native_px: Positive
@@ -47,6 +64,8 @@ class Card(BaseModel):
     latent_channels: Positive
     vae_factor: Positive
     text_tokens: Positive
+    text_channels: Positive  # of a token's state, as the denoiser reads it
+    vae_scaling: float = Field(1.0, gt=0)  # latents of the denoiser for those of the autoencoder
 
     vae_tiling: bool = False  # whether its autoencoder has diffusers' own tiling
     vae_attention: bool = False  # whether its middle block attends
@@ -58,8 +77,11 @@ class Card(BaseModel):
     schedulers: tuple[str, ...]  # all that may be asked for
     strengths: Annotated[tuple[Strength, ...], Field(min_length=1)]
     upscale_steps: int = Field(ge=1, le=1000)
+    # Steps that each upscaling stage runs, the last repeats; empty: `upscale_steps` in all.
+    stage_steps: tuple[Positive, ...] = ()
     upscale_guidance_scale: float = Field(ge=1, le=50)
     dtype: Literal["float32", "bfloat16"]
+    vae_dtype: Literal["float32", "bfloat16"] | None = None  # of the autoencoder; None: `dtype`
 
     # How the cascade goes on from the base
     # After a doubling: set back each channel's mean and deviation, or its mean only.
@@ -68,14 +90,20 @@ class Card(BaseModel):
     scale_words: tuple[tuple[int, str], ...] = ()
 
     # Costs; what an operation takes is in the traces beside the card.
-    base_memory_bytes: Positive  # the process with weights loaded
-    weights_bytes: Positive
+    base_memory_bytes: Positive  # the process with weights loaded in `dtype`
+    weights_bytes: Positive  # of the files
+    # Of every component, by its name in a folder; empty: `base_memory_bytes` says it.
+    parameters: tuple[tuple[str, Positive], ...] = ()
     flops_per_second_per_core: float = Field(gt=0)
     load_seconds: float = Field(ge=0)  # from the command to the first stage
 
     folder: Path | None = Field(None, exclude=True, repr=False)  # where the card was read
+    # Its name for traces, where another card has the same modules; None: its own.
+    traced_as: str | None = Field(None, exclude=True, repr=False)
+    # Records a trace that is not in the folder yet, for models whose card is not shipped.
+    recorder: Recorder | None = Field(None, exclude=True, repr=False)
 
-    @field_validator("knows", "strengths", "schedulers", mode="before")
+    @field_validator("knows", "strengths", "schedulers", "stage_steps", mode="before")
     @classmethod
     def _list_is_tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value  # TOML has lists only
@@ -84,6 +112,11 @@ class Card(BaseModel):
     @classmethod
     def _pairs_are_tuples(cls, value: object) -> object:
         return tuple(map(tuple, value)) if isinstance(value, list) else value
+
+    @field_validator("controls", "parameters", mode="before")
+    @classmethod
+    def _tables_are_tuples(cls, value: object) -> object:
+        return tuple(value.items()) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Card:
@@ -98,13 +131,47 @@ class Card(BaseModel):
             raise ValueError("scheduler must be one of schedulers")
         return self
 
-    def trace(self, component: str, dtype: str) -> Trace:
+    def trace(self, component: str, dtype: str, attention: Attention = "linear") -> Trace:
         """What a component does: "denoiser", "decoder" (from latents) or "encoder" (from pixels).
+
+        Args:
+            component: One of `COMPONENTS`.
+            dtype: "float32" or "bfloat16".
+            attention: Of the denoiser's self-attention: "linear" with the adapter mounted.
 
         Raises:
             ConfigError: If the card has no trace of it in this dtype.
         """
-        return _read_trace(trace_path(self, component, dtype))
+        path = trace_path(self, component, dtype, attention)
+        if self.recorder is not None and not path.exists():
+            return self.recorder(component, dtype, attention)
+        return _read_trace(path)
+
+    @property
+    def resident_components(self) -> tuple[str, ...]:
+        """The components that stay when prompts are encoded and text encoders are gone."""
+        return tuple(name for name, _ in self.parameters if not name.startswith("text_encoder"))
+
+    def component_bytes(self, component: str, dtype: str) -> int:
+        """Weights of one component, such as "unet", "vae" or "linfusion", in a dtype."""
+        return dict(self.parameters)[component] * _DTYPE_BYTES[dtype]
+
+    def resident_bytes(self, dtype: str) -> int:
+        """Weights where bands are computed, text encoders freed; the autoencoder in its dtype."""
+        if not self.parameters:
+            return self.weights_bytes
+        return sum(
+            self.component_bytes(name, (self.vae_dtype or dtype) if name == "vae" else dtype)
+            for name in self.resident_components
+        )
+
+    def process_bytes(self, dtype: str) -> int:
+        """The process on a CPU with all weights loaded, before any picture."""
+        if not self.parameters:
+            return self.base_memory_bytes
+        text = [name for name, _ in self.parameters if name.startswith("text_encoder")]
+        text_bytes = sum(self.component_bytes(name, dtype) for name in text)
+        return _LIBRARIES_BYTES + self.resident_bytes(dtype) + text_bytes
 
     def scale_word(self, long_side_px: int) -> str:
         """What to put behind the prompt of a stage with this long side; "" for a whole view."""
@@ -122,8 +189,7 @@ class Card(BaseModel):
         return (
             f"the model `{self.name}` knows only {', '.join(self.knows)}; "
             "the picture may not follow this prompt; "
-            "for other subjects a Stable Diffusion model is needed (--model FOLDER); "
-            "this version runs the built-in one only"
+            "for other subjects choose a Stable Diffusion model with --model: `hires models list`"
         )
 
 
@@ -152,17 +218,25 @@ def read_card(path: Path) -> Card:
         raise ConfigError(str(path), faults) from error
 
 
-def trace_path(card: Card, component: str, dtype: str) -> Path:
+def trace_path(card: Card, component: str, dtype: str, attention: Attention = "linear") -> Path:
     """Where a card keeps the trace of a component."""
     assert card.folder is not None, "the card was not read from a file"
-    return card.folder / "traces" / f"{card.name}.{component}.{dtype}.json.gz"
+    name = card.traced_as or card.name
+    parts = [name, component, dtype]
+    if component == "denoiser" and not card.linear_only:
+        parts.insert(2, attention)
+    return card.folder / "traces" / f"{'.'.join(parts)}.json.gz"
 
 
-def write_trace(card: Card, component: str, dtype: str, trace: Trace) -> None:
+def write_trace(
+    card: Card, component: str, dtype: str, trace: Trace, attention: Attention = "linear"
+) -> None:
     """Keep a trace beside its card; equal traces give equal files."""
-    path = trace_path(card, component, dtype)
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(gzip.compress(trace.to_json().encode(), mtime=0))
+    path = trace_path(card, component, dtype, attention)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(gzip.compress(trace.to_json().encode(), mtime=0))
+    partial.replace(path)  # another process may record the same
 
 
 @lru_cache(maxsize=32)

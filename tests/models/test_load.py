@@ -44,7 +44,7 @@ def test_loads_ready_to_run(weights: Path) -> None:
     assert replaced
     assert replaced == {n for n, _ in model.unet.named_modules() if n.endswith("attn1")}
     assert model.autoencoder.config["latent_channels"] == CARD.latent_channels
-    assert model.text.model.config.hidden_size == model.unet.config["cross_attention_dim"]
+    assert model.text.encoder.model.config.hidden_size == model.unet.config["cross_attention_dim"]
 
 
 def refused(weights: Path) -> str:

@@ -1,0 +1,177 @@
+"""Which family a model is of, and the card that its own configs give. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hirescli.errors import RequestError
+from hirescli.models.safetensors_check import Tensors
+from hirescli.planning.card import Card
+
+CONFIGS = Path(__file__).parent / "configs"
+_PIPELINES = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
+SCHEDULER_NAMES = {
+    "DDIMScheduler": "ddim",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler-a",
+    "DPMSolverMultistepScheduler": "dpm++",
+    "UniPCMultistepScheduler": "unipc",
+}
+# What diffusers takes for a key that a config leaves out, where another value would compute
+# otherwise. Older configs leave out more than newer ones.
+UNET_DEFAULTS: dict[str, Any] = {
+    "act_fn": "silu", "attention_type": "default", "center_input_sample": False,
+    "class_embeddings_concat": False, "conv_in_kernel": 3, "conv_out_kernel": 3,
+    "cross_attention_dim": 1280, "downsample_padding": 1, "dual_cross_attention": False,
+    "flip_sin_to_cos": True, "freq_shift": 0, "layers_per_block": 2,
+    "mid_block_scale_factor": 1, "mid_block_type": "UNetMidBlock2DCrossAttn", "norm_eps": 1e-5,
+    "norm_num_groups": 32, "only_cross_attention": False, "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False, "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional", "transformer_layers_per_block": 1,
+    "upcast_attention": False, "use_linear_projection": False,
+}  # fmt: skip
+VAE_DEFAULTS: dict[str, Any] = {
+    "act_fn": "silu", "in_channels": 3, "out_channels": 3, "mid_block_add_attention": True,
+    "norm_num_groups": 32, "use_post_quant_conv": True, "use_quant_conv": True,
+}  # fmt: skip
+_WITHOUT_EFFECT = {  # on what a module computes for given weights, or on its trace
+    "addition_embed_type_num_heads", "dropout", "force_upcast", "latents_mean", "latents_std",
+    "sample_size", "scaling_factor", "shift_factor",
+}  # fmt: skip
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A config.
+
+    Raises:
+        RequestError: If it is missing or no JSON object.
+    """
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RequestError(f"{path} is missing; the model is not complete") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise RequestError(f"{path} cannot be read: {error}") from error
+    if not isinstance(read, dict):
+        raise RequestError(f"{path} cannot be read: it is no JSON object")
+    return read
+
+
+def base_card_name(folder: Path) -> str:
+    """The shipped card of the family of a folder in diffusers' layout.
+
+    Raises:
+        RequestError: If it is no such folder, or of a family that is not known.
+    """
+    kind = read_json(folder / "model_index.json").get("_class_name")
+    if kind not in _PIPELINES:
+        raise RequestError(
+            f"{folder} is of {kind}, which this version does not run; it runs folders of "
+            f"{' and '.join(_PIPELINES)}"
+        )
+    unet = read_json(folder / "unet" / "config.json")
+    if unet.get("in_channels", 4) != 4:
+        raise RequestError(
+            f"the denoiser of {folder} takes {unet['in_channels']} channels, as models for "
+            "inpainting do; this version runs those of 4"
+        )
+    has_sizes = unet.get("addition_embed_type") == "text_time"
+    if has_sizes != (_PIPELINES[kind] == "sdxl"):
+        raise RequestError(
+            f"{folder} says {kind}, but its unet/config.json is of another family "
+            f"(addition_embed_type is {unet.get('addition_embed_type')})"
+        )
+    if has_sizes:
+        return "sdxl"
+    linear = unet.get("use_linear_projection", False)
+    return "sd21" if linear or unet.get("cross_attention_dim") == 1024 else "sd15"
+
+
+def adapted_card(base: Card, folder: Path, *, name: str, revision: str) -> Card:
+    """The card of a family with the facts of a folder's own configs.
+
+    Raises:
+        RequestError: If a config is missing or wrong.
+    """
+    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    text = read_json(folder / "text_encoder" / "config.json")
+    factor = 2 ** (len(vae.get("block_out_channels", (0,))) - 1)
+    native_px = _side(unet.get("sample_size", base.native_px // factor)) * factor
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name")
+    same = structure(unet, UNET_DEFAULTS) == _structure_of(base, "unet", UNET_DEFAULTS)
+    changes = {
+        "name": name,
+        "title": f"A model of the shape of {base.title}" if same else f"Like {base.title}",
+        "revision": revision,
+        "licence": "unknown: see where the model came from",
+        "notice": "",
+        "hub_id": None,
+        "native_px": native_px,
+        "multiple_px": factor,
+        "min_px": max(factor, native_px // 2 // factor * factor),
+        "latent_channels": vae.get("latent_channels", 4),
+        "vae_factor": factor,
+        "vae_scaling": vae.get("scaling_factor", base.vae_scaling),
+        "text_tokens": text.get("max_position_embeddings", base.text_tokens),
+        "text_channels": unet.get("cross_attention_dim", base.text_channels),
+        "scheduler": _scheduler_name(scheduler, base),
+    }
+    if not same:
+        changes |= {"adapter": None, "adapter_id": None, "controls": (), "image_adapter_id": None}
+    return base.model_copy(update=changes)
+
+
+def _scheduler_name(kind: object, base: Card) -> str:
+    name = SCHEDULER_NAMES.get(str(kind), base.scheduler)
+    return name if name in base.schedulers else base.scheduler
+
+
+def _side(sample_size: object) -> int:
+    size = max(sample_size) if isinstance(sample_size, list) else sample_size
+    if not isinstance(size, int) or size < 2:
+        raise RequestError(f"unet/config.json: sample_size {sample_size} is no size of latents")
+    return size
+
+
+def _structure_of(base: Card, part: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    return structure(read_json(CONFIGS / base.name / part / "config.json"), defaults)
+
+
+def structure(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config decides the modules: equal structures compute alike."""
+    said = {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("_") and value is not None and key not in _WITHOUT_EFFECT
+    }
+    return {key: value for key, value in said.items() if defaults.get(key) != value}
+
+
+def has_shipped_traces(base: Card, folder: Path) -> bool:
+    """Whether a folder's denoiser and autoencoder are those of the shipped card."""
+    parts = (("unet", UNET_DEFAULTS), ("vae", VAE_DEFAULTS))
+    return all(
+        structure(read_json(folder / part / "config.json"), defaults)
+        == _structure_of(base, part, defaults)
+        for part, defaults in parts
+    )
+
+
+def configs_digest(folder: Path, adapter: Iterable[object] | None) -> str:
+    """SHA-256 of the configs that a trace depends on."""
+    parts = [structure(read_json(folder / part / "config.json"), {}) for part in ("unet", "vae")]
+    text = json.dumps([*parts, list(adapter or ())], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parameters_of(files: Mapping[str, Iterable[Tensors]]) -> tuple[tuple[str, int], ...]:
+    """Numbers in the weights of every component."""
+    return tuple(
+        (name, sum(math.prod(shape) for file in held for shape in file.shapes.values()))
+        for name, held in files.items()
+    )
