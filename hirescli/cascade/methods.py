@@ -1,4 +1,4 @@
-"""What a doubling does to latents beside the pipeline call."""
+"""What a doubling may do to latents: the methods by name, and the colour anchor of all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# What each method does at a doubling, in words for people. Both end with the colour anchor.
+METHODS = {
+    "sdedit": "adds noise to the enlarged picture and takes it out again in a few steps",
+    "skip": (
+        "the same, drawn back to the noised input after each step, with a second prediction by "
+        "a dilated denoiser mixed in"
+    ),
+}
 
 
 def anchor_colours(latents: Tensor, encoded: Tensor, *, deviation: bool) -> Tensor:

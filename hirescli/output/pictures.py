@@ -12,8 +12,9 @@ comes out is sRGB of 16 bits, upright:
 - of a TIFF with several pages the largest counts, the others being levels of a pyramid or
   thumbnails; several pages of one size, and animations, are refused.
 
-A damaged file is refused with what is wrong, never read to a picture that is grey from its
-middle on.
+A truncated file is refused, never read to a picture that is grey from its middle on. So is a
+damaged one as far as its decoder can tell: formats without checksums (WebP, plain TIFF) hide
+single wrong bytes.
 """
 
 from __future__ import annotations
