@@ -27,7 +27,8 @@ def packaged_tokenizer(folder: Path) -> Any:
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     config.pop("tokenizer_class", None)
     vocabulary, merges = _vocabulary()
-    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), **config)
+    pairs: Any = list(merges)  # as the backend takes them; its hints say text
+    return CLIPTokenizer(vocab=dict(vocabulary), merges=pairs, **config)
 
 
 @lru_cache(maxsize=1)

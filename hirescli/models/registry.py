@@ -71,16 +71,23 @@ def _find(model: str, revision: str | None, weights: bool) -> ModelSource:
         return _shipped(by_name[model], revision, weights)
     path = Path(model).expanduser()
     if path.exists() or path.suffix in _FILES or model.startswith((".", "/", "~")):
-        if revision is not None:
-            raise RequestError(f'--revision "{revision}" is for models on the hub; {path} is none')
         if not path.exists():
             raise RequestError(f"model {path} does not exist; check the path")
-        if path.is_dir():
-            return sources.of_folder(path, by_name)
-        return sources.of_file(path, by_name)
+        of = sources.of_folder if path.is_dir() else sources.of_file
+        return _unchanged(of(path, by_name), revision)
     if not hub.HUB_ID.fullmatch(model):
         raise RequestError(_unknown(model))
     return _complete(sources.of_snapshot(hub.resolve(model, revision), None, by_name))
+
+
+def _unchanged(source: ModelSource, revision: str | None) -> ModelSource:
+    """A local model, if a recipe that names its revision was made with the same weights."""
+    if revision not in (None, source.card.revision):
+        raise RequestError(
+            f'revision "{revision}" of model {source.path} is not here: its weights and configs '
+            f'are "{source.card.revision}"; leave the revision out to use these'
+        )
+    return source
 
 
 def _shipped(card: Card, revision: str | None, weights: bool) -> ModelSource:

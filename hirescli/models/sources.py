@@ -180,7 +180,7 @@ def traced(source: ModelSource, base: Card) -> ModelSource:
         adapter = AdapterSource(hub_id=card.adapter_id)
     entries = _entries(adapter)
     if families.has_shipped_traces(base, configs) and _is_usual(entries, base):
-        changes = {"folder": base.folder, "traced_as": base.name, "recorder": None}
+        changes: dict[str, Any] = {"folder": base.folder, "traced_as": base.name, "recorder": None}
     else:
         folder = trace_folder(families.configs_digest(configs, entries))
         at = card.model_copy(update={"folder": folder, "traced_as": base.family, "recorder": None})

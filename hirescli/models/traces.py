@@ -1,52 +1,74 @@
 """Recording the traces of a model's components: what cards ship beside their facts.
 
-``python -m hirescli.models.traces`` records those of the shipped cards anew.
+``python -m hirescli.models.traces`` records those of the shipped cards anew. Stable Diffusion is
+recorded on the meta device: modules without weights, made from configs alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+from hirescli.attention.linfusion import LinFusionAdapter, mount
+from hirescli.bands.attention import pooling_keys
 from hirescli.bands.engine import banded
 from hirescli.bands.graph import Graph, parameter_names
 from hirescli.bands.tensor import naming_modules
+from hirescli.models.families import CONFIGS, read_json
+from hirescli.models.sources import MID_DIM_SCALES
 from hirescli.planning.card import COMPONENTS, write_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from hirescli.bands.tensor import BandedTensor
     from hirescli.models.load import Model
+    from hirescli.planning.card import Attention, Card
     from hirescli.planning.trace import Trace
 
 _LATENT_SIDE = 32  # of the picture that is recorded; a trace holds for every size
+_SIZE_NUMBERS = 6  # SDXL's original size, crop and target size
 
 
 def record(model: Model, component: str) -> Trace:
     """The trace of one component, in the dtype that the model was loaded in.
 
     Args:
-        model: With its adapter mounted.
+        model: With the attention that is wanted mounted.
         component: "denoiser", "decoder" or "encoder".
     """
-    card, unet, autoencoder = model.card, model.unet, model.autoencoder
-    calls: dict[str, tuple[Any, int, int, Callable[[BandedTensor], Any]]] = {
-        "denoiser": (unet, card.latent_channels, 1, lambda x: _denoised(model, x)),
+    module = model.unet if component == "denoiser" else model.autoencoder
+    return record_module(module, component, model.card)
+
+
+def record_module(module: Any, component: str, card: Card) -> Trace:
+    """The trace of a denoiser or autoencoder, with or without weights.
+
+    Args:
+        module: On the CPU or the meta device, in the dtype that is wanted.
+        component: "denoiser", "decoder" or "encoder".
+        card: Of its model: what is around it.
+    """
+    calls: dict[str, tuple[int, int, Callable[[BandedTensor], Any]]] = {
+        "denoiser": (card.latent_channels, 1, lambda x: _denoised(module, card, x)),
         "decoder": (
-            autoencoder, card.latent_channels, 1,
-            lambda z: autoencoder.decode(z, return_dict=False)[0],
+            card.latent_channels, 1,
+            lambda z: module.decode(_unscaled(z, module, card), return_dict=False)[0],
         ),
-        "encoder": (
-            autoencoder, 3, card.vae_factor,
-            lambda x: autoencoder.encode(x, return_dict=False)[0],
-        ),
+        "encoder": (3, card.vae_factor, lambda x: _encoded(module, card, x)),
     }  # fmt: skip
-    module, channels, factor, call = calls[component]
+    channels, factor, call = calls[component]
     side = _LATENT_SIDE * factor
-    image = banded((1, channels, side, side), _nothing, dtype=module.dtype, device="cpu")
-    with torch.no_grad(), naming_modules(module):
+    device = next(module.parameters()).device
+    # Latents rest in float32 before they are decoded; the built-in model's were recorded without.
+    kept = component == "decoder" and card.family != "builtin"
+    dtype = torch.float32 if kept else module.dtype
+    image = banded((1, channels, side, side), _nothing, dtype=dtype, device=device)
+    pools = card.vae_attention and component != "denoiser"
+    with torch.no_grad(), naming_modules(module), pooling_keys(pools):
         made = call(image)
     return Graph.of(made.nodes, parameter_names(module)).trace
 
@@ -55,11 +77,73 @@ def _nothing(lo: int, hi: int) -> torch.Tensor:
     raise AssertionError("a recorded input is never read")
 
 
-def _denoised(model: Model, sample: BandedTensor) -> BandedTensor:
-    unet = model.unet
-    states = torch.zeros(1, model.card.text_tokens, unet.config["cross_attention_dim"])
-    made: BandedTensor = unet(sample, 0, states.to(unet.dtype), return_dict=False)[0]
+def _unscaled(latents: Any, autoencoder: Any, card: Card) -> Any:
+    latents = latents.to(autoencoder.dtype)
+    return latents if card.vae_scaling == 1 else latents / card.vae_scaling
+
+
+def _encoded(autoencoder: Any, card: Card, pixels: BandedTensor) -> Any:
+    encoded = autoencoder.encode(pixels, return_dict=False)[0]
+    if isinstance(encoded, torch.Tensor):
+        return encoded
+    return (encoded.mode() * card.vae_scaling).float()
+
+
+def _denoised(unet: Any, card: Card, sample: BandedTensor) -> BandedTensor:
+    states = torch.zeros(1, card.text_tokens, unet.config["cross_attention_dim"])
+    options: dict[str, Any] = {}
+    if unet.config.get("addition_embed_type") == "text_time":
+        options["added_cond_kwargs"] = _size_condition(unet)
+    made: BandedTensor = unet(
+        sample, torch.tensor(1.0) if options else 0, states.to(unet.dtype), return_dict=False,
+        **options,
+    )[0]  # fmt: skip
     return made
+
+
+def _size_condition(unet: Any) -> dict[str, torch.Tensor]:
+    """Pooled text and sizes, as SDXL has them beside the time."""
+    width = unet.config["addition_time_embed_dim"]
+    pooled = unet.config["projection_class_embeddings_input_dim"] - _SIZE_NUMBERS * width
+    return {
+        "text_embeds": torch.zeros(1, pooled, dtype=unet.dtype),
+        "time_ids": torch.zeros(1, _SIZE_NUMBERS, dtype=unet.dtype),
+    }
+
+
+def record_configs(
+    card: Card, configs: Path, adapter: Path | None, component: str, dtype: str,
+    attention: Attention,
+) -> Trace:  # fmt: skip
+    """The trace of a component of modules without weights.
+
+    Args:
+        card: Of the model.
+        configs: A folder in diffusers' layout; no weights are read.
+        adapter: A LinFusion folder; None: the family's usual width.
+        component: "denoiser", "decoder" or "encoder".
+        dtype: "float32" or "bfloat16".
+        attention: Of the denoiser's self-attention.
+    """
+    from hirescli.models.load import DTYPES, quiet_libraries
+
+    with torch.device("meta"), quiet_libraries():
+        if component == "denoiser":
+            module = UNet2DConditionModel.from_config(read_json(configs / "unet" / "config.json"))
+            if attention == "linear":
+                mount(module, _adapter(module, card, adapter))
+        else:
+            module = AutoencoderKL.from_config(read_json(configs / "vae" / "config.json"))
+        return record_module(module.to(DTYPES[dtype]).eval(), component, card)
+
+
+def _adapter(unet: Any, card: Card, folder: Path | None) -> LinFusionAdapter:
+    if folder is not None:
+        made: LinFusionAdapter = LinFusionAdapter.from_config(read_json(folder / "config.json"))
+        return made
+    name = card.traced_as or card.name
+    scale: Mapping[str, int] = MID_DIM_SCALES
+    return LinFusionAdapter.for_unet(unet, mid_dim_scale=scale.get(name, scale["sd15"]))
 
 
 def main() -> None:
@@ -69,9 +153,15 @@ def main() -> None:
 
     for card in cards():
         for dtype in ("float32", "bfloat16"):
-            model = load(card, dtype=dtype)
             for component in COMPONENTS:
-                write_trace(card, component, dtype, record(model, component))
+                if card.family == "builtin":
+                    write_trace(card, component, dtype, record(load(card, dtype=dtype), component))
+                    continue
+                both: tuple[Attention, ...] = ("linear", "full")
+                for attention in both if component == "denoiser" else both[:1]:
+                    at = CONFIGS / card.name
+                    trace = record_configs(card, at, None, component, dtype, attention)
+                    write_trace(card, component, dtype, trace, attention)
 
 
 if __name__ == "__main__":

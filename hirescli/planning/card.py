@@ -156,21 +156,22 @@ class Card(BaseModel):
         """Weights of one component, such as "unet", "vae" or "linfusion", in a dtype."""
         return dict(self.parameters)[component] * _DTYPE_BYTES[dtype]
 
-    def resident_bytes(self, dtype: str) -> int:
+    def resident_bytes(self, dtype: str | None) -> int:
         """Weights where bands are computed, text encoders freed; the autoencoder in its dtype."""
         if not self.parameters:
             return self.weights_bytes
+        dtype = dtype or self.dtype
         return sum(
             self.component_bytes(name, (self.vae_dtype or dtype) if name == "vae" else dtype)
             for name in self.resident_components
         )
 
-    def process_bytes(self, dtype: str) -> int:
+    def process_bytes(self, dtype: str | None) -> int:
         """The process on a CPU with all weights loaded, before any picture."""
         if not self.parameters:
             return self.base_memory_bytes
         text = [name for name, _ in self.parameters if name.startswith("text_encoder")]
-        text_bytes = sum(self.component_bytes(name, dtype) for name in text)
+        text_bytes = sum(self.component_bytes(name, dtype or self.dtype) for name in text)
         return _LIBRARIES_BYTES + self.resident_bytes(dtype) + text_bytes
 
     def scale_word(self, long_side_px: int) -> str:
