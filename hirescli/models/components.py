@@ -9,22 +9,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    create_diffusers_clip_model_from_ldm,
+)
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from hirescli.errors import RequestError
 from hirescli.models.clip_tokenizer import packaged_tokenizer
+from hirescli.models.families import read_json
 
 if TYPE_CHECKING:
     from hirescli.models.sources import ModelSource
 
 # Numbers that old files carry and that are made anew: positions 0, 1, 2, ...
 _MADE_ANEW = ("position_ids",)
+_ORIGINALS: dict[str, tuple[Any, Callable[..., dict[str, Tensor]]]] = {
+    "unet": (UNet2DConditionModel, convert_ldm_unet_checkpoint),
+    "vae": (AutoencoderKL, convert_ldm_vae_checkpoint),
+}
 _TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 # Without whose numbers a config would be guessed, or a module would hold no weights.
 _FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError)
@@ -61,28 +70,59 @@ def load_single(source: ModelSource, *, dtypes: dict[str, torch.dtype]) -> dict[
     """
     assert source.path is not None
     assert source.configs is not None
-    configs = str(source.configs)
     made: dict[str, Any] = {}
     with naming(source.path):
         tensors = load_file(source.path)
-        loaders: dict[str, Callable[..., Any]] = {
-            "unet": UNet2DConditionModel.from_single_file,
-            "vae": AutoencoderKL.from_single_file,
-        }
         for name in (part for part, _ in source.card.parameters if part in dtypes):
-            options = {"subfolder": name, "torch_dtype": dtypes[name], "local_files_only": True}
-            if name in loaders:
-                # The loader takes what it has read out of the table.
-                made[name] = loaders[name](dict(tensors), config=configs, **options)
-            else:
-                made[name] = create_diffusers_clip_model_from_ldm(
-                    _TEXT_ENCODERS[name], checkpoint=dict(tensors), config=configs, **options
-                )
+            # The converters take what they have read out of the table.
+            build = _original_text if name in _TEXT_ENCODERS else _original_module
+            made[name] = build(name, dict(tensors), source.configs, dtypes[name], source.path)
     for name, module in made.items():
         _check_filled(module, f"{source.path}, component {name}")
     for name in _tokenizers(made):
         made[name] = packaged_tokenizer(source.configs / name)
     return made
+
+
+def _original_module(
+    name: str, tensors: dict[str, Tensor], configs: Path, dtype: torch.dtype, file: Path
+) -> nn.Module:
+    """Denoiser or autoencoder from tensors under their original names."""
+    kind, convert = _ORIGINALS[name]
+    config = read_json(configs / name / "config.json")
+    with torch.device("meta"):
+        module: nn.Module = kind.from_config(config)
+    states = convert(tensors, config=config)
+    wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    given = {key: tuple(tensor.shape) for key, tensor in states.items()}
+    _check_same(wanted, given, f"{file}, component {name},")
+    module.load_state_dict({k: t.to(dtype) for k, t in states.items()}, assign=True)
+    return module
+
+
+def _check_same(
+    wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]], where: str
+) -> None:
+    wrong = sorted(key for key in wanted if given.get(key) != wanted[key])
+    if wrong:
+        first = wrong[0]
+        raise RequestError(
+            f"{len(wrong)} tensors of {where} are missing or of other shapes, the first is "
+            f"{first}: {given.get(first, 'missing')} where {wanted[first]} is wanted; the file is "
+            "not of the whole model, or of another one"
+        )
+
+
+def _original_text(
+    name: str, tensors: dict[str, Tensor], configs: Path, dtype: torch.dtype, file: Path
+) -> nn.Module:
+    """Text encoder from tensors under their original names."""
+    made: nn.Module = create_diffusers_clip_model_from_ldm(
+        _TEXT_ENCODERS[name], checkpoint=tensors, config=str(configs), subfolder=name,
+        local_files_only=True,
+    )  # fmt: skip
+    _check_filled(made, f"{file}, component {name}")  # before it is converted
+    return made.to(dtype)
 
 
 def _tokenizers(made: dict[str, Any]) -> list[str]:

@@ -109,7 +109,7 @@ def check_image_adapter(tensors: Tensors, unet: Mapping[str, Any], card: Card) -
         raise RequestError(f"{tensors.path} is no IP-Adapter: it has no ip_adapter and image_proj")
     channels = tensors.shapes[found][-1]
     if channels != unet["cross_attention_dim"]:
-        raise RequestError(_other(tensors.path, "IP-Adapter", _family(channels), card, found))
+        raise RequestError(_other(tensors.path, "picture adapter", _family(channels), card, found))
 
 
 def _first(names: Iterable[str]) -> str | None:
@@ -122,6 +122,6 @@ def _family(channels: int) -> str:
 
 def _other(where: Path, what: str, family: str, card: Card, sign: str) -> str:
     return (
-        f"{where} is a {what} for {family} ({sign}), and model `{card.name}` has text states of "
-        f"{card.text_channels} channels ({_family(card.text_channels)}); use one made for it"
+        f"{where} is a {what} for {family} ({sign}); model `{card.name}` is "
+        f"{_family(card.text_channels)}: use one made for that"
     )

@@ -16,7 +16,7 @@ _OTHERS = (
     ("control_model.", "a ControlNet", "give it with --control"),
     ("controlnet_cond_embedding.", "a ControlNet", "give it with --control"),
     ("ip_adapter.", "an IP-Adapter", "name its base model with --model"),
-    ("to_k_.", "a LinFusion adapter", "give it with --adapter"),
+    (".to_q_.", "a LinFusion adapter", "give it with --adapter"),
     ("double_blocks.", "a FLUX model", "this version runs Stable Diffusion 1.5, 2.1 and XL"),
     ("joint_blocks.", "a Stable Diffusion 3 model", "this version runs 1.5, 2.1 and XL"),
     ("down_blocks.", "one component of a model", "name the folder that holds all components"),

@@ -58,7 +58,7 @@ UNETS: dict[str, dict[str, Any]] = {
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         "attention_head_dim": (2, 4, 4),
         "transformer_layers_per_block": (1, 1, 2),
-        "cross_attention_dim": 2 * TEXT_CHANNELS,
+        "cross_attention_dim": 2 * TEXT_CHANNELS + 8,
         "use_linear_projection": True,
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
@@ -87,7 +87,7 @@ def sd21_folder(path: Path) -> Path:
 def sdxl_folder(path: Path) -> Path:
     """SDXL: two text encoders, the second with pooled states; size conditioning; Euler."""
     _text(path, "", CLIPTextModel, TEXT_CHANNELS, pad="<|endoftext|>", act="quick_gelu")
-    _text(path, "_2", CLIPTextModelWithProjection, TEXT_CHANNELS, pad="!", act="gelu")
+    _text(path, "_2", CLIPTextModelWithProjection, TEXT_CHANNELS + 8, pad="!", act="gelu")
     scheduler = EulerDiscreteScheduler(**NOISE, timestep_spacing="leading", steps_offset=1)
     return _folder(path, "sdxl", "StableDiffusionXLPipeline", scheduler)
 
@@ -139,7 +139,7 @@ def lora_file(path: Path, family: str, *, seed: int = 5, text: bool = True) -> P
     """A LoRA of rank 2 on attentions and feed-forwards, and on the first text encoder."""
     ends = (".to_q", ".to_k", ".to_v", ".to_out.0", ".ff.net.2")
     layers = [("unet." + n, m) for n, m in small_unet(family).named_modules() if n.endswith(ends)]
-    width = UNETS[family]["cross_attention_dim"] // (2 if family == "sdxl" else 1)
+    width = TEXT_CHANNELS + (8 if family == "sd21" else 0)
     states: dict[str, Tensor] = {}
     for i, (name, layer) in enumerate(layers):
         assert isinstance(layer, nn.Linear)
