@@ -136,11 +136,14 @@ def whole(kind: type[Any], folder: Path, dtype: torch.dtype, variant: str | None
     Raises:
         RequestError: If tensors are missing, too many or of other shapes, or a file is damaged.
     """
-    key = "torch_dtype" if hasattr(kind, "load_config") else "dtype"  # diffusers, transformers
+    if hasattr(kind, "load_config"):  # of diffusers, which raises where shapes differ
+        options: dict[str, Any] = {"torch_dtype": dtype}
+    else:  # of transformers, which reports them elsewhere
+        options = {"dtype": dtype, "ignore_mismatched_sizes": True}
     with naming(folder):
         module, info = kind.from_pretrained(
             folder, output_loading_info=True, local_files_only=True, use_safetensors=True,
-            variant=variant, **{key: dtype},
+            variant=variant, **options,
         )  # fmt: skip
     info = info if isinstance(info, dict) else vars(info)
     missing, unexpected = (
