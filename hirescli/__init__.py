@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hirescli.attention.linearize import linearize, unlinearize
     from hirescli.bands.stream import stream
     from hirescli.cascade.run import Result
     from hirescli.events import Listener
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from hirescli.recipe import Recipe
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "generate", "plan", "stream"]
+__all__ = ["Recipe", "generate", "linearize", "plan", "stream", "unlinearize"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,6 +29,10 @@ def __getattr__(name: str) -> Any:
         from hirescli.bands.stream import stream
 
         return stream
+    if name in ("linearize", "unlinearize"):
+        from hirescli.attention import linearize as module
+
+        return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -46,13 +51,16 @@ def plan(
     Raises:
         RequestError: If the size, format or another choice does not work with the model.
     """
-    from hirescli.models.registry import find_card
+    from hirescli.models.registry import find
+    from hirescli.output.inputs import identified
     from hirescli.planning.plan import make_plan
     from hirescli.units import parse_bytes
 
     budget_bytes = None if memory is None else parse_bytes(memory)
     folder = None if spill is None else Path(spill)
-    return make_plan(recipe, find_card(recipe.model), memory_bytes=budget_bytes, spill=folder)
+    recipe = identified(recipe)
+    card = find(recipe.model, recipe.revision, adapter=recipe.adapter, weights=False).card
+    return make_plan(recipe, card, memory_bytes=budget_bytes, spill=folder)
 
 
 def generate(
