@@ -33,12 +33,14 @@ class Snapshot:
         commit: 40 hexadecimal digits.
         files: Names of all its files, or, offline, of those in the cache.
         folder: Where the cache keeps them.
+        revision: Branch or tag that the commit was found by; None: the commit itself.
     """
 
     hub_id: str
     commit: str
     files: tuple[str, ...]
     folder: Path
+    revision: str | None = None
 
 
 def resolve(hub_id: str, revision: str | None) -> Snapshot:
@@ -86,7 +88,8 @@ def resolve(hub_id: str, revision: str | None) -> Snapshot:
         return _cached(hub_id, wanted, "the hub cannot be reached", _quiet(error))
     assert info.sha, "the hub names a commit"
     names = tuple(sorted(each.rfilename for each in info.siblings or ()))
-    return Snapshot(hub_id, info.sha, names, _repository(hub_id) / "snapshots" / info.sha)
+    folder = _repository(hub_id) / "snapshots" / info.sha
+    return Snapshot(hub_id, info.sha, names, folder, None if wanted == info.sha else wanted)
 
 
 def _quiet(error: Exception) -> Exception:
@@ -220,6 +223,24 @@ def fetch(snapshot: Snapshot, names: Iterable[str], *, tqdm_class: Any = None) -
             f"({type(error).__name__}); the same command goes on with it"
         ) from _quiet(error)
     return Path(folder)
+
+
+def remember(snapshot: Snapshot) -> None:
+    """Let the cache know which commit a branch or tag is, once all that is read of it is there.
+
+    Files are fetched by their commit, and the hub's library then notes no branch.
+    """
+    if snapshot.revision is None or ".." in snapshot.revision:
+        return
+    reference = _repository(snapshot.hub_id) / "refs" / snapshot.revision
+    partial = reference.with_name(f"{reference.name}.{os.getpid()}.partial")
+    try:
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(snapshot.commit, encoding="utf-8")
+        partial.replace(reference)
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"{reference} cannot be written: {reason}") from error
 
 
 def verify(paths: Iterable[Path]) -> None:

@@ -130,6 +130,7 @@ def _fetched(hub_id: str, kind: str, model: Model) -> Path:
     snapshot = hub.resolve(hub_id, None)
     files = hub.choose_weights(snapshot.files, "", _CONTROLNET, hub_id)
     folder = hub.fetch(snapshot, ["config.json", *files])
+    hub.remember(snapshot)
     hub.verify(folder / name for name in files)
     return folder
 
@@ -242,6 +243,7 @@ def _image_adapter(model: Model, source: str | None) -> Path:
     file, folder = "/".join(inside), "/".join([*inside[:-1], "image_encoder"])
     weights = hub.choose_weights(snapshot.files, folder, "model", hub_id)
     root = hub.fetch(snapshot, [file, f"{folder}/config.json", *weights])
+    hub.remember(snapshot)
     hub.verify(root / each for each in (file, *weights))
     return root / file
 

@@ -134,6 +134,7 @@ def find_adapter(name: str) -> AdapterSource:
         raise RequestError(f"{name} is no LinFusion adapter: config.json is missing")
     files = hub.choose_weights(snapshot.files, "", ADAPTER_WEIGHTS, name)
     folder = hub.fetch(snapshot, ["config.json", *files])
+    hub.remember(snapshot)
     return AdapterSource(path=folder, hub_id=name, commit=snapshot.commit)
 
 
@@ -166,9 +167,12 @@ def download(source: ModelSource) -> ModelSource:
     names = [name for _, held in source.weights for name in held]
     assert source.commit is not None
     every = ("model_index.json", *names)
-    snapshot = hub.Snapshot(source.hub_id, source.commit, every, source.path)
+    snapshot = hub.Snapshot(source.hub_id, source.commit, every, source.path, source.revision)
     indices = [f"{part}/{base}.index.json" for part, base in _indices(source)]
-    return replace(source, path=hub.fetch(snapshot, [*every, *indices]))
+    folder = hub.fetch(snapshot, [*every, *indices])
+    if not hub.offline():
+        hub.remember(snapshot)
+    return replace(source, path=folder)
 
 
 def _indices(source: ModelSource) -> list[tuple[str, str]]:

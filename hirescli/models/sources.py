@@ -58,6 +58,7 @@ class ModelSource:
         path: Folder in diffusers' layout, or single file; None: nothing was looked for.
         hub_id: On the hub, if it is from there.
         commit: Of the hub: all files are of this one.
+        revision: Branch or tag that the commit was found by.
         weights: The files of every component, relative to `path`; empty for a single file.
         configs: Folder of diffusers' configs.
         scheduler_changes: What a single file says of its noise schedule.
@@ -69,6 +70,7 @@ class ModelSource:
     path: Path | None = None
     hub_id: str | None = None
     commit: str | None = None
+    revision: str | None = None
     weights: Weights = ()
     configs: Path | None = None
     scheduler_changes: tuple[tuple[str, Any], ...] = ()
@@ -136,7 +138,7 @@ def of_snapshot(snapshot: hub.Snapshot, base: Card | None, bases: dict[str, Card
         card = base.model_copy(update={"revision": snapshot.commit})
     source = ModelSource(
         card, "hub" if base is None else "shipped", path=folder, hub_id=snapshot.hub_id,
-        commit=snapshot.commit, weights=weights, configs=folder,
+        commit=snapshot.commit, revision=snapshot.revision, weights=weights, configs=folder,
     )  # fmt: skip
     return traced(source, found)
 

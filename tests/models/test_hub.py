@@ -1,0 +1,289 @@
+"""The hub: one commit for all files, safetensors only, the cache offline, no token in messages.
+
+A real server on this machine answers huggingface_hub in processes of their own, since the
+library reads its environment when it is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from folders import linfusion_folder, sd15_folder, sdxl_folder
+from hub_server import Files, Hub, serving
+
+from hirescli.errors import RequestError
+from hirescli.models import hub as hub_module
+from hirescli.models.registry import find, find_adapter
+
+ROOT = Path(__file__).parent.parent.parent
+TOKEN = "hf_SeCrEtSeCrEtSeCrEtSeCrEtSeCrEtSeCrEt"
+NAME = "someone/small"
+JUNK: Files = {
+    "README.md": b"# small",
+    "model.ckpt": b"\x80\x02pickle",
+    "small-pruned.safetensors": b"the whole model again",
+    "pipeline.py": b"raise SystemExit",
+    "unet/diffusion_pytorch_model.bin": b"\x80\x02pickle",
+    "unet/diffusion_pytorch_model.fp16.safetensors": b"in half precision",
+    "safety_checker/model.safetensors": b"not loaded",
+}
+LOAD = """
+import sys, json
+from hirescli.models.load import load
+from hirescli.models.registry import find
+from hirescli.errors import HiresError
+try:
+    source = find(sys.argv[1], *sys.argv[2:3])
+    model = load(source, dtype="float32", linear=False)
+except HiresError as error:
+    import traceback
+    print(type(error).__name__, "".join(traceback.format_exception(error)))
+    sys.exit(error.exit_code)
+bias = model.unet.conv_in.bias.tolist()
+print(json.dumps([source.kind, source.commit, model.card.revision, bias]))
+"""
+FIND = """
+import sys
+from hirescli.models.registry import find
+from hirescli.errors import HiresError
+try:
+    find(sys.argv[1], *sys.argv[2:3])
+except HiresError as error:
+    import traceback
+    print("".join(traceback.format_exception(error)))
+    sys.exit(error.exit_code)
+"""
+PULL = """
+import sys
+from typer.main import get_command
+from hirescli.cli.models import app
+from hirescli.errors import HiresError
+try:
+    get_command(app).main(sys.argv[1:], standalone_mode=False)
+except HiresError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def content(folder: Path) -> Files:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Files, Files]:
+    """A folder, its files as a repository, and the same one commit later."""
+    from safetensors.torch import load_file, save_file
+
+    folder = sd15_folder(tmp_path_factory.mktemp("repository") / "model")
+    first = content(folder) | JUNK
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    states = load_file(path)
+    save_file(states | {"conv_in.bias": states["conv_in.bias"] + 1}, path)
+    later = content(folder) | JUNK
+    save_file(states, path)
+    return folder, first, later
+
+
+@pytest.fixture
+def hub(repository: tuple[Path, Files, Files]) -> Iterator[Hub]:
+    made = Hub()
+    made.add(NAME, *repository[1:])
+    with serving(made) as running:
+        yield running
+
+
+@pytest.fixture
+def process(hub: Hub, tmp_path: Path) -> Call:
+    def call(code: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        settings = {
+            "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"),
+            "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "XDG_CACHE_HOME": str(tmp_path / "cache"),
+            "HF_HUB_DISABLE_XET": "1",
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code, *args],
+            env={**os.environ, **settings, **environment}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert TOKEN not in done.stdout + done.stderr
+        return done
+
+    return call
+
+
+@pytest.mark.slow
+def test_all_files_are_of_one_commit(hub: Hub, process: Call) -> None:
+    """Also where the branch moves on while files are fetched; and then from the cache alone."""
+    first, second = hub.commits[NAME]
+    hub.moves[NAME] = second  # once it was resolved
+    done = process(LOAD, NAME)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kind, commit, revision, bias = json.loads(done.stdout)
+    assert (kind, commit, revision) == ("hub", first, first)
+    asked = set(hub.files_asked())
+    assert "unet/diffusion_pytorch_model.safetensors" in asked
+    assert not asked & JUNK.keys()
+    assert not [path for path in hub.asked if "/resolve/" in path and first not in path]
+    hub.asked.clear()
+    offline = process(LOAD, NAME, first, HF_HUB_OFFLINE="1")
+    assert json.loads(offline.stdout) == [kind, commit, revision, bias]
+    assert hub.asked == []
+    # The branch as it was when all of it was there, not as it has become.
+    assert json.loads(process(LOAD, NAME, HF_HUB_OFFLINE="1").stdout)[1] == first
+    later = json.loads(process(LOAD, NAME).stdout)
+    assert later[1] == second
+    assert later[3] == pytest.approx([each + 1 for each in bias])
+
+
+@pytest.mark.slow
+def test_pull_fetches_and_then_loads_offline(hub: Hub, process: Call, tmp_path: Path) -> None:
+    done = process(PULL, "pull", NAME, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["commit"] in said["path"]
+    assert Path(said["path"]).is_relative_to(tmp_path / "hf")
+    names = {p.relative_to(said["path"]).as_posix() for p in Path(said["path"]).rglob("*.*")}
+    assert not names & JUNK.keys()
+    assert process(LOAD, NAME, HF_HUB_OFFLINE="1").returncode == 0
+    # A bit of a cached file flips.
+    blob = (Path(said["path"]) / "vae" / "diffusion_pytorch_model.safetensors").resolve()
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.chmod(0o644)
+    blob.write_bytes(data)
+    broken = process(LOAD, NAME, HF_HUB_OFFLINE="1")
+    assert broken.returncode == 2
+    assert "diffusion_pytorch_model.safetensors is damaged" in broken.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "revision", "said"),
+    [
+        ("someone/else", "main", "there is no model"),
+        (NAME, "nowhere", 'no revision "nowhere"'),
+        ("someone/gated", "main", "asks for a login"),
+    ],
+)
+def test_what_the_hub_refuses_is_said(
+    name: str, revision: str, said: str, hub: Hub, process: Call
+) -> None:
+    hub.add("someone/gated", {"model_index.json": b"{}"})
+    hub.gated.add("someone/gated")
+    done = process(FIND, name, revision)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert said in done.stdout
+
+
+@pytest.mark.slow
+def test_a_hub_that_is_not_there(process: Call) -> None:
+    done = process(FIND, NAME, HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert "cannot be reached" in done.stdout
+    assert NAME in done.stdout
+
+
+# The cache alone
+
+
+def cached(cache: Path, name: str, files: Files, commit: str = "c" * 40) -> Path:
+    """A repository as huggingface_hub keeps it."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    for file, data in files.items():
+        path = folder / "snapshots" / commit / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder / "snapshots" / commit
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("model", ["sdxl", "someone/small"])
+def test_a_cold_cache_offline(model: str, cache: Path) -> None:
+    with pytest.raises(RequestError, match=r"model_index\.json is missing") as caught:
+        find(model)
+    wanted = {"sdxl": "stabilityai/stable-diffusion-xl-base-1.0"}.get(model, model)
+    assert f'"{wanted}"' in str(caught.value)
+    assert str(cache) in str(caught.value)
+
+
+def test_a_card_plans_without_weights(cache: Path) -> None:
+    source = find("sdxl", weights=False)
+    assert (source.kind, source.path, source.commit) == ("shipped", None, None)
+    assert source.card.trace("denoiser", "bfloat16", "full").ops
+
+
+@pytest.mark.parametrize(
+    "lost", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
+)
+def test_what_the_cache_lacks_is_named(
+    lost: str, cache: Path, repository: tuple[Path, Files, Files]
+) -> None:
+    cached(cache, NAME, {n: d for n, d in repository[1].items() if n != lost and n not in JUNK})
+    with pytest.raises(RequestError, match=f"{lost} is missing") as caught:
+        find(NAME)
+    assert NAME in str(caught.value)
+
+
+def test_pickles_only(cache: Path, repository: tuple[Path, Files, Files]) -> None:
+    files = {n: d for n, d in repository[1].items() if n.endswith((".json", ".txt"))}
+    cached(cache, NAME, files | {"unet/diffusion_pytorch_model.bin": b"\x80\x02"})
+    with pytest.raises(RequestError, match=r"diffusion_pytorch_model\.bin .* pickle"):
+        find(NAME)
+
+
+def test_a_card_by_its_name_from_the_cache(cache: Path, tmp_path: Path) -> None:
+    name = "stabilityai/stable-diffusion-xl-base-1.0"
+    folder = cached(cache, name, content(sdxl_folder(tmp_path / "model")))
+    source = find("sdxl")
+    assert (source.kind, source.path, source.commit) == ("shipped", folder, "c" * 40)
+    assert (source.card.name, source.card.revision) == ("sdxl", "c" * 40)
+    with pytest.raises(RequestError, match='revision "v2"'):
+        find("sdxl", "v2")
+
+
+def test_an_adapter_from_the_cache(cache: Path, tmp_path: Path) -> None:
+    model = sd15_folder(tmp_path / "model")
+    adapter = linfusion_folder(tmp_path / "adapter", model / "unet")
+    cached(cache, "someone/linear", content(adapter))
+    source = find(str(model), adapter="someone/linear")
+    assert source.adapter is not None
+    assert (source.adapter.hub_id, source.adapter.commit) == ("someone/linear", "c" * 40)
+    with pytest.raises(RequestError, match="someone/nothing"):
+        find_adapter("someone/nothing")
+    with pytest.raises(RequestError, match="no folder with a config"):
+        find_adapter(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("revision", ["../../../etc", "..", "refs/../../x"])
+def test_a_revision_is_no_path(revision: str, cache: Path) -> None:
+    cached(cache, NAME, {"model_index.json": b"{}"})
+    with pytest.raises(RequestError, match="is not in the cache"):
+        find(NAME, revision)
+
+
+def test_parts_of_weights() -> None:
+    choose = hub_module.choose_weights
+    parts = [f"unet/model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = "unet/model.safetensors.index.json"
+    assert choose([*parts, index], "unet", "model", "x") == tuple(parts)
+    whole, half = "unet/model.safetensors", "unet/model.fp16.safetensors"
+    assert choose([half, whole, *parts, index], "unet", "model", "x") == (whole,)
+    assert choose([half], "unet", "model", "x") == (half,)
+    with pytest.raises(RequestError, match="1 of 00002"):
+        choose([parts[0], index], "unet", "model", "x")
+    with pytest.raises(RequestError, match=r"unet/model\.safetensors is missing"):
+        choose(["vae/model.safetensors"], "unet", "model", "x")
