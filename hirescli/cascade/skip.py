@@ -67,7 +67,8 @@ class SkipSettings:
 
     def blur_sigma(self, timestep: Any) -> float:
         """Deviation of the blur at t, in latent pixels; never zero."""
-        return self.sigma * (0.99 * self.noise_share(timestep) ** self.blur_power + 0.01)
+        fading = math.pow(self.noise_share(timestep), self.blur_power)
+        return self.sigma * (0.99 * fading + 0.01)
 
 
 def dilation_ratio(size_px: tuple[int, int], native_px: tuple[int, int]) -> int:
@@ -118,7 +119,7 @@ class SkipDenoiser:
             blurred = blurred_alike(sample, radius=self._ratio - 1, sigma=sigma)
             with dilated(self._unet, self._ratio):
                 second = self._prediction(blurred, timestep, args, kwargs)
-            share = self._settings.noise_share(timestep) ** self._settings.branch_power
+            share = math.pow(self._settings.noise_share(timestep), self._settings.branch_power)
             mixed = torch.lerp(first, second, share)
         return UNet2DConditionOutput(sample=mixed) if return_dict else (mixed,)
 
@@ -273,5 +274,5 @@ class SkipResidual:
         upcoming = timesteps[place : place + 1]
         dtype = latents.dtype
         noised = self.scheduler.add_noise(self.encoded.to(dtype), self.noise.to(dtype), upcoming)
-        share = self.settings.noise_share(upcoming) ** self.settings.residual_power
+        share = math.pow(self.settings.noise_share(upcoming), self.settings.residual_power)
         return torch.lerp(latents, noised, share)
