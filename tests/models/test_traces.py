@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from folders import linfusion_folder, sd15_folder
+from torch.utils.flop_counter import FlopCounterMode
 
 import hirescli
+from hirescli.attention.linfusion import mount
 from hirescli.bands.engine import Engine
 from hirescli.bands.graph import Graph
 from hirescli.errors import ConfigError
+from hirescli.models.families import CONFIGS
 from hirescli.models.load import Model, load
-from hirescli.models.registry import find_card
-from hirescli.models.traces import record
-from hirescli.planning.card import COMPONENTS, trace_path, write_trace
+from hirescli.models.registry import find, find_card
+from hirescli.models.traces import record, record_configs
+from hirescli.planning.card import COMPONENTS, Attention, trace_path, write_trace
 from hirescli.planning.passes import Schedule
+from hirescli.planning.trace import Trace
 
 CARD = find_card("builtin")
 
@@ -66,6 +74,94 @@ def test_a_trace_that_is_not_there_is_named(tmp_path: Path) -> None:
     card = CARD.model_copy(update={"folder": tmp_path})
     with pytest.raises(ConfigError, match=r"builtin\.encoder\.float32"):
         card.trace("encoder", "float32")
+
+
+# Stable Diffusion: recorded without weights
+
+
+@pytest.mark.parametrize("attention", ["linear", "full"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
+def test_shipped_denoisers_are_those_of_the_configs(
+    family: str, dtype: str, attention: Attention
+) -> None:
+    card = find_card(family)
+    fresh = record_configs(card, CONFIGS / family, None, "denoiser", dtype, attention)
+    assert card.trace("denoiser", dtype, attention) == fresh, "python -m hirescli.models.traces"
+
+
+@pytest.mark.parametrize("component", ["decoder", "encoder"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
+def test_shipped_autoencoders_are_those_of_the_configs(
+    family: str, dtype: str, component: str
+) -> None:
+    card = find_card(family)
+    fresh = record_configs(card, CONFIGS / family, None, component, dtype, "linear")
+    assert card.trace(component, dtype) == fresh, "python -m hirescli.models.traces"
+
+
+def flops(trace: Trace, side: int) -> float:
+    return sum(op.swept_rows * op.row_flops for op in trace.at(side, side))
+
+
+def test_linear_attention_grows_with_the_pixels() -> None:
+    card = find_card("sdxl")
+    linear, full = (card.trace("denoiser", "bfloat16", each) for each in ("linear", "full"))
+    assert flops(linear, 512) == pytest.approx(16 * flops(linear, 128), rel=0.01)
+    assert flops(full, 512) > 20 * flops(full, 128)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
+def test_the_arithmetic_is_what_torch_counts(family: str) -> None:
+    """Of a plain call at the native size, matrix products and convolutions."""
+    config = json.loads((CONFIGS / family / "unet" / "config.json").read_text())
+    side, added = config["sample_size"], None
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+        if family == "sdxl":
+            added = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}
+        text = torch.empty(1, 77, config["cross_attention_dim"])
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            unet(torch.empty(1, 4, side, side), 1, text, added_cond_kwargs=added)
+    said = flops(find_card(family).trace("denoiser", "float32", "full"), side)
+    assert said == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_another_model_is_recorded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = sd15_folder(tmp_path / "small")
+    adapter = linfusion_folder(tmp_path / "adapter", folder / "unet", mid_dim_scale=2)
+    source = find(str(folder), adapter=str(adapter))
+    made = load(source, dtype="float32")
+    for component in COMPONENTS:
+        assert source.card.trace(component, "float32", "full") == record(made, component)
+    assert made.linfusion is not None
+    mount(made.unet, made.linfusion)
+    linear = source.card.trace("denoiser", "float32", "linear")
+    assert linear == record(made, "denoiser")
+    (kept,) = (tmp_path / "cache" / "hires" / "traces").iterdir()
+    assert len(list(kept.rglob("*.json.gz"))) == 4
+
+    def never(*_: object) -> Trace:
+        raise AssertionError("recorded again")
+
+    monkeypatch.setattr("hirescli.models.traces.record_configs", never)
+    again = find(str(folder), adapter=str(adapter)).card
+    assert again.trace("denoiser", "float32", "linear") == linear
+    wider = linfusion_folder(tmp_path / "wider", folder / "unet", mid_dim_scale=1)
+    other = find(str(folder), adapter=str(wider)).card
+    with pytest.raises(AssertionError, match="recorded again"):
+        other.trace("denoiser", "float32", "linear")
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    card = find(str(sd15_folder(tmp_path / "small"))).card
+    assert card.trace("decoder", "float32").ops
 
 
 @pytest.mark.slow
