@@ -11,6 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError
 
 from hirescli.attention.linfusion import LinFusionAdapter, mount, unmount
+from hirescli.attention.loading import load_adapter
 from hirescli.errors import RequestError, RunError
 from hirescli.models import components, hub, registry
 from hirescli.models.builtin.autoencoder import ThinAutoencoder
@@ -139,7 +140,7 @@ def _linfusion(source: ModelSource, unet: UNet2DConditionModel, dtype: torch.dty
     """The adapter, which fits the denoiser."""
     assert source.adapter is not None
     assert source.adapter.path is not None
-    adapter = components.whole(LinFusionAdapter, source.adapter.path, dtype)
+    adapter = load_adapter(source.adapter.path).to(dtype).requires_grad_(False)
     try:
         mount(unet, adapter)
     except ValueError as error:

@@ -81,7 +81,7 @@ def _apply_lora(model: Model, path: Path, scale: float) -> None:
         mount(unet, model.linfusion)
 
 
-def _lora_layers(module: nn.Module) -> dict[str, LoraLayer]:
+def _lora_layers(module: nn.Module) -> dict[str, Any]:
     return {name: m for name, m in module.named_modules() if isinstance(m, LoraLayer)}
 
 

@@ -143,7 +143,10 @@ def _adapter(unet: Any, card: Card, folder: Path | None) -> LinFusionAdapter:
         return made
     name = card.traced_as or card.name
     scale: Mapping[str, int] = MID_DIM_SCALES
-    return LinFusionAdapter.for_unet(unet, mid_dim_scale=scale.get(name, scale["sd15"]))
+    fresh: LinFusionAdapter = LinFusionAdapter.for_unet(
+        unet, mid_dim_scale=scale.get(name, scale["sd15"])
+    )
+    return fresh
 
 
 def main() -> None:
