@@ -112,7 +112,8 @@ def load(path: Path, kind: str, *, page: int = 0) -> pyvips.Image:
     pyvips.cache_set_max(0)
     # Loaders by name: libvips has others, for SVG and PDF, that read much else.
     loader = getattr(pyvips.Image, f"{kind}load_source")
-    options = {"page": page} if kind == "tiff" else {}
+    # libvips's own limit, 50 MB for a strip, is below what `largest_page` allows.
+    options = {"page": page, "unlimited": True} if kind == "tiff" else {}
     # A source takes the name as it is; by name, "x[page=2]" would be a file with an option.
     source = pyvips.Source.new_from_file(os.fspath(path))
     # "warning": at lower levels half a picture is still a picture.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hirescli.errors import RequestError
 from hirescli.output.containers import tiff_end
+from hirescli.units import format_bytes
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -20,6 +21,8 @@ _ALPHA = {1, 2}  # ExtraSamples: associated and unassociated alpha; 0 is anythin
 # Compressions of which libvips reads single rows of a strip: none, LZW, deflate (two codes),
 # PackBits. Strips of others are decoded whole.
 _BY_ROWS = {1, 5, 8, 32946, 32773}
+_UNPACKED = 1
+_MOST_PACKED_BYTES = 2**29
 _SEPARATE = 2  # PlanarConfiguration
 
 
@@ -64,15 +67,19 @@ def _px(page: TiffPage) -> int:
 
 
 def _check_strips(path: Path, page: TiffPage, most_held_px: int) -> None:
-    by_rows = int(page.compression) in _BY_ROWS and int(page.planarconfig) != _SEPARATE
+    """Refuse strips and tiles that take too much memory, packed (in bytes) or decoded."""
+    packed_bytes = 0 if int(page.compression) == _UNPACKED else max(page.databytecounts)
     if page.is_tiled:
         held_px = page.tilewidth * page.tilelength
+    elif int(page.compression) in _BY_ROWS and int(page.planarconfig) != _SEPARATE:
+        held_px = 0
     else:
-        held_px = 0 if by_rows else min(page.rowsperstrip, page.imagelength) * page.imagewidth
-    if held_px > most_held_px:
+        held_px = min(page.rowsperstrip, page.imagelength) * page.imagewidth
+    if held_px > most_held_px or packed_bytes > _MOST_PACKED_BYTES:
         raise RequestError(
-            f"{path} has strips or tiles of {held_px / 1e6:.0f} MP, which must be decoded whole;"
-            f" save it with parts below {most_held_px / 1e6:.0f} MP"
+            f"{path} has strips or tiles of up to {held_px / 1e6:.0f} MP and"
+            f" {format_bytes(packed_bytes)}, which are read whole; save it with parts below"
+            f" {most_held_px / 1e6:.0f} MP and {format_bytes(_MOST_PACKED_BYTES)}"
         )
 
 

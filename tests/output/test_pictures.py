@@ -209,6 +209,16 @@ def test_the_largest_page_of_a_pyramid_is_read(tmp_path: Path) -> None:
     assert np.abs(spooled(path) - large).max() <= EXACT
 
 
+def test_one_large_strip_is_no_damage(tmp_path: Path) -> None:
+    """Writers that cut nothing make strips above the 50 MB that libvips takes by itself."""
+    large = np.random.default_rng(0).integers(0, 255, (4500, 4000, 3), dtype="u1")
+    path = tmp_path / "a.tif"
+    options = {"compression": "deflate", "compressionargs": {"level": 1}}
+    tiff(large, rowsperstrip=len(large), **options)(path)
+    assert path.stat().st_size > 50 * 2**20
+    assert np.abs(spooled(path)[::50] - large[::50]).max() <= EXACT
+
+
 def test_a_thumbnail_before_the_picture_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as writer:

@@ -13,7 +13,9 @@ from PIL import Image
 from test_pictures import PIXELS, Write, pillow, spooled, tiff
 
 from hirescli.errors import RequestError, RunError
+from hirescli.output import tiff_page
 from hirescli.output.pictures import look, to_spool
+from hirescli.output.tiff_page import largest_page
 
 
 def refused(path: Path) -> str:
@@ -161,6 +163,22 @@ def test_pictures_that_are_decoded_whole_have_a_lower_limit(tmp_path: Path) -> N
     assert "interlaced jpeg" in refused(path)
     Image.new("L", (12_000, 12_000)).save(path, quality=30)
     assert look(path).width_px == 12_000
+
+
+def test_strips_that_are_read_whole_have_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.tif"
+    tiff(PIXELS, compression="deflate")(path)
+    largest_page(path, most_held_px=1000)  # libvips reads single rows of it
+    for options in ({"compression": "jpeg"}, {"compression": "deflate", "tile": (64, 64)}):
+        tiff(PIXELS, **options)(path)
+        with pytest.raises(RequestError, match="read whole"):
+            largest_page(path, most_held_px=1000)
+    monkeypatch.setattr(tiff_page, "_MOST_PACKED_BYTES", 1000)
+    assert "1.0 kB" in refused(path)
+    tiff(PIXELS)(path)
+    assert look(path).width_px == 150
 
 
 @pytest.mark.parametrize(("height", "orientation"), [(1600, 1), (900, 6)])
