@@ -82,11 +82,12 @@ def blurred(sample: Tensor, radius: int, sigma: float) -> Tensor:
 def plainly(family: Any, inputs: models.Inputs, ratio: int) -> Tensor:
     """The mixed prediction in float64."""
     module = family.module(torch.float64)
-    inputs = models.in_dtype(inputs, torch.float64)
+    # Lists anew for each call: adapters' residuals are taken out of them.
+    first_inputs, second_inputs = (models.in_dtype(inputs, torch.float64) for _ in range(2))
     t = inputs["timestep"]
     sigma = 0.8 * (0.99 * share(t) + 0.01)
-    second_inputs = {**inputs, "sample": blurred(inputs["sample"], ratio - 1, sigma)}
-    (first,) = family.call(module, inputs)
+    second_inputs["sample"] = blurred(inputs["sample"], ratio - 1, sigma)
+    (first,) = family.call(module, first_inputs)
     (second,) = family.call(spread(module, ratio), second_inputs)
     mixed: Tensor = (1 - share(t)) * first + share(t) * second
     return mixed
@@ -227,6 +228,19 @@ def test_residuals_of_a_controlnet_are_added_to_both() -> None:
     module = family.module()
     with torch.no_grad(), skipping(module, ratio=2):
         made = family.call(module, inputs)
+    assert_exact(made, [plainly(family, inputs, 2)])
+
+
+def test_residuals_of_an_adapter_are_added_to_both() -> None:
+    """The denoiser takes them out of their list."""
+    family = models.SD15
+    inputs = models.in_dtype(at(family, (33, 21), 1, 420), torch.float32)
+    shapes = [(1, 16, 33, 21), (1, 24, 17, 11), (1, 32, 9, 6), (1, 32, 5, 3)]
+    residuals = [models.draw(shape, seed) for seed, shape in enumerate(shapes)]
+    inputs["down_intrablock_additional_residuals"] = residuals
+    module = family.module()
+    with torch.no_grad(), skipping(module, ratio=2):
+        made = family.call(module, models.in_dtype(inputs, torch.float32))
     assert_exact(made, [plainly(family, inputs, 2)])
 
 
