@@ -267,7 +267,7 @@ class LinFusionAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def to_json_string(self) -> str:
         """The `config.json`, under the published class's name: others look it up by that."""
-        config = json.loads(super().to_json_string())  # type: ignore[no-untyped-call]
+        config = json.loads(super().to_json_string())
         return json.dumps({**config, "_class_name": "LinFusion"}, indent=2, sort_keys=True) + "\n"
 
     @classmethod

@@ -46,7 +46,7 @@ def load_adapter(source: str | Path) -> LinFusionAdapter:
     except (OSError, ValueError) as error:
         raise RequestError(f"the adapter in {folder} is refused: {error}") from error
     with torch.device("meta"):
-        adapter = LinFusionAdapter(modules_list=_modules_list(folder / CONFIG))
+        adapter: LinFusionAdapter = LinFusionAdapter(modules_list=_modules_list(folder / CONFIG))
     shapes = {key: tuple(value.shape) for key, value in adapter.state_dict().items()}
     tensors = _tensors([folder / name for name in files], shapes)
     adapter.load_state_dict(tensors, assign=True)

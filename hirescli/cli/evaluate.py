@@ -98,7 +98,11 @@ def coco(
     ] = "linear",
     steps: Annotated[
         int | None,
-        _option("--steps", metavar="N", text="As in `hires generate`. The paper's are 25."),
+        _option(
+            "--steps",
+            metavar="N",
+            text="As in `hires generate`. The published evaluation takes 25.",
+        ),
     ] = None,
     guidance_scale: Annotated[
         float | None,
@@ -106,7 +110,7 @@ def coco(
             "--guidance-scale",
             "--cfg-scale",
             metavar="X",
-            text="As in `hires generate`. The paper's is 7.5.",
+            text="As in `hires generate`. Published figures: 7.5.",
         ),
     ] = None,
     device: Annotated[

@@ -411,6 +411,19 @@ def test_streamed_models_are_refused(tmp_path: Path) -> None:
         hirescli.unlinearize(unet)
 
 
+@pytest.mark.parametrize("mid_dim", [-1, 8])
+def test_streamed_in_bands_gives_the_same(mid_dim: int, tmp_path: Path) -> None:
+    unet = tiny_unet()
+    entries = LinFusionAdapter.for_unet(unet).config["modules_list"]
+    changed = [{**entry, "projection_mid_dim": mid_dim} for entry in entries]
+    with_random_weights(LinFusionAdapter(modules_list=changed)).save_pretrained(tmp_path)
+    hirescli.linearize(unet, weights=tmp_path)
+    wanted = denoised(unet)
+    with hirescli.stream(unet, rows=2):
+        made = denoised(unet)
+    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_a_lora_is_not_lost_silently(tmp_path: Path) -> None:
     from peft import LoraConfig
 
