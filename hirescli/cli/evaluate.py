@@ -101,7 +101,7 @@ def coco(
         _option(
             "--steps",
             metavar="N",
-            text="As in `hires generate`. The published evaluation takes 25.",
+            text="As in `hires generate`. Published figures: 25.",
         ),
     ] = None,
     guidance_scale: Annotated[
