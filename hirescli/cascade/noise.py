@@ -28,15 +28,22 @@ def noise_like(
         folder: Where the noise rests on disk; None: in memory.
     """
     _, channels, height, width = latents.shape
+    place = latents.device
     if folder is None:
         planes = torch.stack(
             [torch.randn(height, width, generator=generator) for _ in range(channels)]
         )[None]
-        return banded(planes.shape, lambda lo, hi: planes[:, :, lo:hi], dtype=torch.float32)
+        return banded(
+            planes.shape, lambda lo, hi: planes[:, :, lo:hi].to(place), dtype=torch.float32,
+            device=place,
+        )  # fmt: skip
     stored = _Planes(folder, channels, height, width)
     for channel in range(channels):
         stored.write(channel, torch.randn(height, width, generator=generator))
-    made = banded((1, channels, height, width), stored.rows, dtype=torch.float32)
+    made = banded(
+        (1, channels, height, width), lambda lo, hi: stored.rows(lo, hi).to(place),
+        dtype=torch.float32, device=place,
+    )  # fmt: skip
     weakref.finalize(made.nodes[0], stored.close)
     return made
 

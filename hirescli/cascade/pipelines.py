@@ -1,39 +1,78 @@
-"""The two diffusers pipelines of a stage, on the modules of one model."""
+"""The diffusers pipelines of a stage, on the modules of one model, taking banded tensors.
+
+Diffusers has one class for each of: family, from noise or from a picture, with ControlNets or
+without. What they are given here that they do not know: latents of any number of channels to
+begin with, and control images whose rows are read as they are needed.
+"""
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from diffusers.image_processor import VaeImageProcessor
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
+import torch
+from diffusers import (
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
 )
+from diffusers.image_processor import VaeImageProcessor
+
+from hirescli.bands.tensor import BandedTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from hirescli.bands.tensor import BandedTensor
     from hirescli.models.load import Model
 
+# By family, whether it begins from a picture, and whether ControlNets take part.
+_PIPELINES: dict[tuple[str, bool, bool], type[Any]] = {
+    ("sd", False, False): StableDiffusionPipeline,
+    ("sd", True, False): StableDiffusionImg2ImgPipeline,
+    ("sd", False, True): StableDiffusionControlNetPipeline,
+    ("sd", True, True): StableDiffusionControlNetImg2ImgPipeline,
+    ("sdxl", False, False): StableDiffusionXLPipeline,
+    ("sdxl", True, False): StableDiffusionXLImg2ImgPipeline,
+    ("sdxl", False, True): StableDiffusionXLControlNetPipeline,
+    ("sdxl", True, True): StableDiffusionXLControlNetImg2ImgPipeline,
+}
 
-class LatentImg2ImgPipeline(StableDiffusionImg2ImgPipeline):
-    """Image-to-image that takes latents of any number of channels as `image`.
 
-    The pipeline it extends knows latents by their four channels and would encode others.
+class _BandedPipeline:
+    """What a pipeline of diffusers does otherwise with banded tensors.
 
     Attributes:
-        noise_like: Gives the noise for latents.
+        place: Where it computes; weights may rest elsewhere.
+        noise: Of the shape of the latents that it begins from.
         keep: Computes latents and keeps them.
     """
 
-    noise_like: Callable[[BandedTensor], BandedTensor]
+    place: torch.device
+    noise: BandedTensor
     keep: Callable[[BandedTensor], BandedTensor]
 
+    @property
+    def _execution_device(self) -> torch.device:
+        return self.place
+
+    def prepare_control_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
+        """A control image for every part of guidance; a banded one is ready to be read."""
+        if not isinstance(image, BandedTensor):
+            return super().prepare_control_image(image, *args, **kwargs)  # type: ignore[misc]
+        guided = kwargs["do_classifier_free_guidance"] and not kwargs["guess_mode"]
+        return torch.cat([image] * 2) if guided else image
+
+
+class _FromPicture(_BandedPipeline):
     def prepare_latents(
         self,
         image: BandedTensor,
@@ -42,43 +81,57 @@ class LatentImg2ImgPipeline(StableDiffusionImg2ImgPipeline):
         num_images_per_prompt: int,
         dtype: torch.dtype,
         device: torch.device,
-        generator: torch.Generator | None = None,
+        *_: Any,
+        **__: Any,
     ) -> BandedTensor:
         """The latents (1, C, h, w) of `image`, noised to `timestep`."""
-        noise = self.noise_like(image)
-        return self.keep(self.scheduler.add_noise(image.to(dtype), noise.to(dtype), timestep))
+        scheduler: Any = self.scheduler  # type: ignore[attr-defined]
+        return self.keep(scheduler.add_noise(image.to(dtype), self.noise.to(dtype), timestep))
 
 
-def text_to_image(model: Model) -> StableDiffusionPipeline:
-    """The pipeline of the base stage."""
-    pipeline: StableDiffusionPipeline = _quiet(StableDiffusionPipeline, model)
-    return pipeline
+def pipeline_of(
+    model: Model,
+    *,
+    scheduler: str,
+    from_picture: bool,
+    controlnets: Sequence[nn.Module] = (),
+    place: torch.device,
+) -> Any:
+    """A pipeline on the modules of a model, with a scheduler of its own.
 
-
-def image_to_image(model: Model) -> LatentImg2ImgPipeline:
-    """The pipeline of an upscaling stage."""
-    pipeline: LatentImg2ImgPipeline = _quiet(LatentImg2ImgPipeline, model)
-    pipeline.image_processor = VaeImageProcessor(
-        vae_scale_factor=pipeline.vae_scale_factor,
-        vae_latent_channels=model.card.latent_channels,
-    )
-    return pipeline
-
-
-def _quiet(kind: type[Any], model: Model) -> Any:
+    Args:
+        model: Its modules.
+        scheduler: A name of the model's card.
+        from_picture: Whether it begins from latents, or from noise.
+        controlnets: Those that take part.
+        place: Where it computes.
+    """
+    family = "sdxl" if model.card.family == "sdxl" else "sd"
+    kind = _banded_kind(_PIPELINES[family, from_picture, bool(controlnets)], from_picture)
+    given = {
+        "vae": model.autoencoder,
+        "unet": model.unet,
+        "scheduler": model.scheduler_named(scheduler),
+        "controlnet": controlnets[0] if len(controlnets) == 1 else list(controlnets),
+        # Texts are encoded before; a text encoder would impose its dtype on the latents.
+        "requires_safety_checker": False,
+        "add_watermarker": False,
+    }
+    parameters = list(inspect.signature(kind).parameters.values())
+    arguments = {p.name: given.get(p.name) for p in parameters if p.default is p.empty}
+    arguments |= {p.name: given[p.name] for p in parameters if p.name in given}
     with warnings.catch_warnings():
-        # Of a sample size below 64.
-        warnings.simplefilter("ignore")
-        pipeline = kind(
-            vae=model.autoencoder,
-            # Texts are encoded before; a text encoder would impose its dtype on the latents.
-            text_encoder=None,
-            tokenizer=None,
-            unet=model.unet,
-            scheduler=model.scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+        warnings.simplefilter("ignore")  # of a sample size below 64
+        made = kind(**arguments)
+    made.set_progress_bar_config(disable=True)
+    made.image_processor = VaeImageProcessor(
+        vae_scale_factor=made.vae_scale_factor, vae_latent_channels=model.card.latent_channels
+    )
+    made.place = place
+    return made
+
+
+@cache
+def _banded_kind(kind: type[Any], from_picture: bool) -> type[Any]:
+    ours = _FromPicture if from_picture else _BandedPipeline
+    return type(kind.__name__, (ours, kind), {"__module__": kind.__module__})

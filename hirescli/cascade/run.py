@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hirescli.cascade.pictures import no_larger
+from hirescli.cascade.prepare import Models, guides_of
 from hirescli.cascade.stages import Stages
 from hirescli.errors import RequestError
 from hirescli.events import Event, Listener, RunDone, RunStarted, StageDone, StageStarted, Warned
-from hirescli.models.load import Model, load, quiet_libraries
+from hirescli.models.load import quiet_libraries
 from hirescli.output.finalise import FinishedFile, finalise
+from hirescli.output.pictures import to_spool
 from hirescli.output.spool import Spool
 from hirescli.planning.machine import peak_rss_bytes
 from hirescli.runs.directory import RunDirectory, refuse_conflict
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from hirescli.models.load import Model
     from hirescli.planning.plan import Plan, ValidatedPlan
     from hirescli.recipe import Recipe
 
@@ -64,7 +68,7 @@ def run(plans: Sequence[ValidatedPlan], listener: Listener | None = None) -> lis
     """
     tell = listener or _ignore
     _refuse_conflicts(plans)
-    models: dict[tuple[str, str], Model] = {}
+    models = Models(plans)
     with quiet_libraries():
         return [_image(validated, models, tell) for validated in plans]
 
@@ -81,15 +85,13 @@ def _refuse_conflicts(plans: Sequence[ValidatedPlan]) -> None:
         refuse_conflict(validated.output, validated.plan.recipe)
 
 
-def _image(
-    validated: ValidatedPlan, models: dict[tuple[str, str], Model], tell: Listener
-) -> Result:
+def _image(validated: ValidatedPlan, models: Models, tell: Listener) -> Result:
     threads = validated.plan.recipe.threads
     assert threads is not None, "the recipe is not resolved"
     with _directory(validated) as directory, _torch_threads(threads):
         try:
             _reserve(validated.plan, directory)
-            return _make(validated, directory, _model(validated.plan, models), tell)
+            return _make(validated, directory, models.of(validated.plan), tell)
         except BaseException as error:
             if not isinstance(error, Exception):  # a signal; after a failure rows may be of use
                 directory.drop_spools()
@@ -112,14 +114,6 @@ def _directory(validated: ValidatedPlan) -> RunDirectory:
     return RunDirectory(validated.output, recipe=plan.recipe, plan_json=plan.to_json())
 
 
-def _model(plan: Plan, models: dict[tuple[str, str], Model]) -> Model:
-    assert plan.recipe.dtype is not None, "the recipe is not resolved"
-    key = (plan.card.name, plan.recipe.dtype)
-    if key not in models:
-        models[key] = load(plan.card, dtype=plan.recipe.dtype)
-    return models[key]
-
-
 def _make(
     validated: ValidatedPlan, directory: RunDirectory, model: Model, tell: Listener
 ) -> Result:
@@ -129,7 +123,9 @@ def _make(
     recipe = _with_truncation(plan.recipe, model, tell)
     noise = torch.Generator("cpu").manual_seed(recipe.seed)
     spill = plan.spill or directory.path
-    last_spool = _cascade(plan, directory, Stages(model, plan, noise, spill, tell), tell)
+    guides = guides_of(recipe, model, directory.spool)
+    stages = Stages(model, plan, noise, spill, tell, guides)
+    last_spool = _cascade(plan, directory, stages, tell)
     file = finalise(
         last_spool,
         validated.output,
@@ -144,7 +140,7 @@ def _make(
 def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener) -> Path:
     """Run all stages; returns the 8-bit spool of the last one."""
     *_, last = plan.stages
-    previous: Path | None = None
+    previous = _first_picture(plan, directory)
     for cost in plan.stage_costs:
         stage, began = cost.stage, time.monotonic()
         size_px = (stage.width_px, stage.height_px)
@@ -165,6 +161,17 @@ def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener
         tell(StageDone(stage.index, time.monotonic() - began))
     assert previous is not None, "a plan has stages"
     return previous
+
+
+def _first_picture(plan: Plan, directory: RunDirectory) -> Path | None:
+    """The spool that the first stage begins with, if it begins with a picture."""
+    picture = plan.recipe.source or plan.recipe.init_image
+    if picture is None:
+        return None
+    first, path = plan.stages[0], directory.spool("given")
+    to_spool(picture.path, path)
+    size_px = {"width_px": first.width_px, "height_px": first.height_px}
+    return no_larger(path, directory.spool("given-smaller"), **size_px)
 
 
 def _reserve(plan: Plan, directory: RunDirectory) -> None:

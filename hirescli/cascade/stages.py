@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hirescli.attention.linfusion import mount, unmount
 from hirescli.bands.call import StreamedCall, replaced_forward
 from hirescli.bands.engine import Engine, banded_tensor
 from hirescli.bands.execute import NotFiniteError
@@ -24,14 +25,16 @@ from hirescli.bands.graph import parameter_names
 from hirescli.bands.tensor import BandedTensor
 from hirescli.cascade.methods import anchor_colours
 from hirescli.cascade.noise import noise_like
-from hirescli.cascade.pipelines import image_to_image, text_to_image
+from hirescli.cascade.pictures import no_larger, picture_rows
+from hirescli.cascade.pipelines import pipeline_of
+from hirescli.cascade.skip import SkipResidual, SkipSettings, skipping
 from hirescli.errors import RunError
 from hirescli.events import Listener, RowsDecoded, RowsEncoded, StepDone, Warned
 from hirescli.output import spool as spools
 from hirescli.output.resize import Resized
 from hirescli.output.spool import Spool, quantise
 from hirescli.planning.cascade import schedule_steps
-from hirescli.planning.cost import component_rows, stores_of
+from hirescli.planning.cost import component_rows, flops_per_second, stores_of
 from hirescli.vae.rows import Rows, decode_rows, decode_tiled, encode_rows
 
 if TYPE_CHECKING:
@@ -42,9 +45,22 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, Any]
 # With noise of zero signal at the first step, plain guidance overshoots in contrast
-# (https://arxiv.org/abs/2305.08891, section 3.4).
+# (https://arxiv.org/abs/2305.08891, section 3.4): of the built-in model.
 GUIDANCE_RESCALE = 0.5
 _TILED_ROWS = 512  # pixel rows that go to the spool at a time
+
+
+@dataclass(frozen=True)
+class Guides:
+    """What guides the denoiser beside the prompt, at every stage.
+
+    Attributes:
+        controlnets: Modules, each with the spool of its control image and its scale.
+        image_embeds: Of image prompts, as the pipelines take them; None: there are none.
+    """
+
+    controlnets: tuple[tuple[nn.Module, Path, float], ...] = ()
+    image_embeds: list[Tensor] | None = None
 
 
 @dataclass
@@ -58,6 +74,7 @@ class Stages:
             the same noise on every device.
         spill: Folder for values on disk.
         listener: Is told of steps, rows and passes.
+        guides: Control images and image prompts.
     """
 
     model: Model
@@ -65,18 +82,20 @@ class Stages:
     noise: torch.Generator
     spill: Path
     listener: Listener
-    _names: dict[int, str] = field(init=False, repr=False)
+    guides: Guides = field(default_factory=Guides)
 
-    def __post_init__(self) -> None:
-        self._names = parameter_names(self.model.unet, self.model.autoencoder)
+    @property
+    def place(self) -> torch.device:
+        """Where bands are computed."""
+        return torch.device(self.plan.recipe.device or "cpu")
 
     def base(self, cost: StageCost) -> BandedTensor:
         """Latents (1, C, h, w), float32, of the base picture, from noise."""
         stage, engine = cost.stage, self._engine(cost, "denoiser")
-        pipeline = text_to_image(self.model)
-        with self._denoising(pipeline, engine, cost):
+        with self._pipeline(cost, engine, from_picture=False) as pipeline:
             made = pipeline(
                 **self._arguments(pipeline, engine, cost),
+                **self._control(stage, "image"),
                 height=stage.height_px,
                 width=stage.width_px,
                 num_inference_steps=stage.steps,
@@ -88,20 +107,26 @@ class Stages:
         """Latents (1, C, h, w), float32: `encoded` of the same shape, renoised and denoised."""
         stage, engine = cost.stage, self._engine(cost, "denoiser")
         assert stage.strength is not None
-        pipeline = image_to_image(self.model)
         folder = self.spill if cost.latents_store == "disk" else None
-        pipeline.noise_like = lambda latents: noise_like(latents, self.noise, folder)
-        pipeline.keep = lambda latents: engine.keep([latents], cost.latents_store)[0]
-        with self._denoising(pipeline, engine, cost):
+        noise = noise_like(encoded, self.noise, folder)
+        with self._pipeline(cost, engine, from_picture=True) as pipeline:
+            pipeline.noise = noise
+            pipeline.keep = lambda latents: engine.keep([latents], cost.latents_store)[0]
+            residual = None
+            if self._skips(stage):
+                residual = SkipResidual(pipeline.scheduler, encoded, noise, self._skip_settings)
             made = pipeline(
-                **self._arguments(pipeline, engine, cost),
+                **self._arguments(pipeline, engine, cost, residual),
+                **self._control(stage, "control_image"),
                 image=encoded,
                 strength=stage.strength,
                 num_inference_steps=schedule_steps(stage.strength, stage.steps),
             ).images
-            anchor = self.model.card.colour_anchor
-            anchored: Any = anchor_colours(made.float(), encoded, deviation=anchor == "moments")
-            (kept,) = engine.keep([anchored], cost.latents_store)
+            latents: Any = made.float()
+            if stage.kind == "upscale":
+                deviation = self.model.card.colour_anchor == "moments"
+                latents = anchor_colours(latents, encoded, deviation=deviation)
+            (kept,) = engine.keep([latents], cost.latents_store)
         return kept
 
     def decode(self, latents: BandedTensor, cost: StageCost, spool: Spool) -> None:
@@ -156,13 +181,15 @@ class Stages:
                 height_px=height_px,
                 engine=self._engine(cost, "encoder"),
                 store=cost.latents_store,
+                place=self.place,
                 told=told,
             )
 
     def _engine(self, cost: StageCost, component: str) -> Engine:
         """The engine of a component, with the budgets and the band height of the plan."""
         plan, card = self.plan, self.model.card
-        assert plan.recipe.threads is not None, "the recipe is not resolved"
+        modules = [self.model.unet, self.model.autoencoder]
+        modules += [module for module, _, _ in self.guides.controlnets]
         return Engine(
             stores=stores_of(
                 component,
@@ -175,38 +202,102 @@ class Stages:
             rows=component_rows(component, plan.rows, card),
             spill=self.spill,
             listener=self.listener,
-            flops_per_second=card.flops_per_second_per_core * plan.recipe.threads,
-            names=self._names,
+            loads_weights=plan.budgets.loads_weights,
+            flops_per_second=flops_per_second(card, plan.recipe, plan.budgets),
+            names=parameter_names(*modules),
         )
 
     @contextmanager
-    def _denoising(self, pipeline: Any, engine: Engine, cost: StageCost) -> Iterator[None]:
-        """The denoiser runs in bands, and what it gives is kept, not built as a whole."""
+    def _pipeline(self, cost: StageCost, engine: Engine, *, from_picture: bool) -> Iterator[Any]:
+        """A pipeline whose denoiser runs in bands; what it gives is kept, not built whole."""
+        stage, unet = cost.stage, self.model.unet
+        controlnets = [module for module, _, _ in self.guides.controlnets]
         call = StreamedCall(
-            "unet", pipeline.unet, engine,
+            "unet", unet, engine,
             give=lambda tensors: engine.keep(tensors, cost.latents_store),
         )  # fmt: skip
-        with self._naming(cost.stage), replaced_forward(pipeline.unet, call), torch.no_grad():
-            yield
+        with ExitStack() as contexts:
+            contexts.enter_context(self._naming(stage))
+            contexts.enter_context(attending(self.model, stage.attention))
+            contexts.enter_context(replaced_forward(unet, call))
+            if self._skips(stage):
+                settings = self._skip_settings
+                contexts.enter_context(skipping(unet, ratio=stage.ratio, settings=settings))
+            for number, controlnet in enumerate(controlnets):
+                # What it gives is read by the denoiser and never stands whole.
+                lazy = StreamedCall(f"controlnet.{number}", controlnet, engine, give=list)
+                contexts.enter_context(replaced_forward(controlnet, lazy))
+            contexts.enter_context(torch.no_grad())
+            yield pipeline_of(
+                self.model,
+                scheduler=self.plan.recipe.scheduler or self.model.card.scheduler,
+                from_picture=from_picture,
+                controlnets=controlnets,
+                place=self.place,
+            )
 
-    def _arguments(self, pipeline: Any, engine: Engine, cost: StageCost) -> dict[str, Any]:
-        """What both pipelines take. The prompt names the scale that the stage works at."""
-        stage, recipe = cost.stage, self.plan.recipe
-        word = self.model.card.scale_word(max(stage.width_px, stage.height_px))
-        dtype = self.model.unet.dtype
-        texts = [self.model.text.scaled(recipe.prompt, word), recipe.negative_prompt]
-        prompt, negative = self.model.text.encode(texts).to(dtype)
-        return {
-            "prompt_embeds": prompt[None],
-            "negative_prompt_embeds": negative[None],
+    def _skips(self, stage: Stage) -> bool:
+        return self.plan.recipe.method == "skip" and stage.kind == "upscale"
+
+    @property
+    def _skip_settings(self) -> SkipSettings:
+        return SkipSettings(train_steps=self.model.scheduler.config.num_train_timesteps)
+
+    def _arguments(
+        self,
+        pipeline: Any,
+        engine: Engine,
+        cost: StageCost,
+        residual: SkipResidual | None = None,
+    ) -> dict[str, Any]:
+        """What all pipelines take. The prompt names the scale that the stage works at."""
+        stage, recipe, card = cost.stage, self.plan.recipe, self.model.card
+        word = card.scale_word(max(stage.width_px, stage.height_px))
+        prompt = self.model.text.scaled(recipe.prompt, word)
+        states = self.model.text.encode(prompt, recipe.negative_prompt)
+        made: dict[str, Any] = {
+            key: value.to(self.place, self.model.unet.dtype) for key, value in states.items()
+        }
+        if card.family == "builtin":
+            made["guidance_rescale"] = GUIDANCE_RESCALE
+        if card.family == "sdxl":
+            # The size that the model is told stays that of the base picture.
+            base = self.plan.stages[0]
+            made["original_size"] = made["target_size"] = (base.height_px, base.width_px)
+        if self.guides.image_embeds is not None:
+            made["ip_adapter_image_embeds"] = self.guides.image_embeds
+        return made | {
             "guidance_scale": stage.guidance_scale,
-            "guidance_rescale": GUIDANCE_RESCALE,
             "generator": self.noise,
             "output_type": "latent",
-            "callback_on_step_end": self._after_step(pipeline, engine, cost),
+            "callback_on_step_end": self._after_step(pipeline, engine, cost, residual),
         }
 
-    def _after_step(self, pipeline: Any, engine: Engine, cost: StageCost) -> Any:
+    def _control(self, stage: Stage, name: str) -> dict[str, Any]:
+        """Control images at the size of a stage, under the name that its pipeline has for them."""
+        size = {"width_px": stage.width_px, "height_px": stage.height_px}
+        images = [
+            picture_rows(
+                no_larger(spool, spool.with_name(f"smaller-{number}.spool.tif"), **size),
+                **size,
+                level=self.model.card.vae_factor,
+                dtype=module.dtype,
+                place=self.place,
+            )
+            for number, (module, spool, _) in enumerate(self.guides.controlnets)
+        ]
+        if not images:
+            return {}
+        scales = [scale for _, _, scale in self.guides.controlnets]
+        one = len(images) == 1
+        return {
+            name: images[0] if one else images,
+            "controlnet_conditioning_scale": scales[0] if one else scales,
+        }
+
+    def _after_step(
+        self, pipeline: Any, engine: Engine, cost: StageCost, residual: SkipResidual | None
+    ) -> Any:
         """Keeps what the next step reads, and tells that a step is done."""
         began = time.monotonic()
         stage = cost.stage
@@ -216,6 +307,8 @@ class Stages:
             latents = tensors["latents"]
             if isinstance(latents, Tensor) and not isinstance(latents, BandedTensor):
                 latents = banded_tensor(latents)
+            if residual is not None:
+                latents = residual.after_step(latents, step=step, steps=stage.steps)
             history = _History(pipeline.scheduler)
             kept = engine.keep([latents, *history.tensors], cost.latents_store)
             history.replace(kept[1:])
@@ -239,6 +332,20 @@ class Stages:
             raise _StageNotFiniteError(
                 f"stage {stage.index + 1} ({size}): {error}; {advice}"
             ) from error
+
+
+@contextmanager
+def attending(model: Model, attention: str) -> Iterator[None]:
+    """The denoiser attends as a stage asks: "linear" with the adapter mounted, "full" without."""
+    if model.card.linear_only or attention == "full":
+        yield
+        return
+    assert model.linfusion is not None, "an adapter is loaded where a plan has linear attention"
+    mount(model.unet, model.linfusion)
+    try:
+        yield
+    finally:
+        unmount(model.unet)
 
 
 class _StageNotFiniteError(RunError):

@@ -37,7 +37,8 @@ def images(options: RequestOptions, machine: Machine) -> tuple[Image, ...]:
     Raises:
         RequestError: If the request is wrong; nothing was loaded or written.
     """
-    from hirescli.models.registry import find_card
+    from hirescli.models.registry import find
+    from hirescli.output.inputs import identified
     from hirescli.planning.plan import make_plan
     from hirescli.units import parse_bytes
 
@@ -49,12 +50,16 @@ def images(options: RequestOptions, machine: Machine) -> tuple[Image, ...]:
             None if options.host_memory is None else parse_bytes(options.host_memory)
         ),
     }
-    recipes = _recipes(options)
+    recipes = tuple(map(identified, _recipes(options)))
     outputs = [_output(options.output, recipe, several=len(recipes) > 1) for recipe in recipes]
     return tuple(
         Image(
             make_plan(
-                recipe, find_card(recipe.model), spill=options.spill, machine=machine, **limits
+                recipe,
+                find(recipe.model, recipe.revision, adapter=recipe.adapter, weights=False).card,
+                spill=options.spill,
+                machine=machine,
+                **limits,
             ),
             output,
         )
@@ -173,7 +178,7 @@ def _preset(name: str | None) -> list[Mapping[str, Any]]:
 
 def _default_size(fragments: list[Mapping[str, Any]]) -> dict[str, Any]:
     """The model's native square if nobody says a size; half a size said is left to the recipe."""
-    from hirescli.models.registry import find_card
+    from hirescli.models.registry import find
     from hirescli.recipe import Recipe
 
     said: dict[str, Any] = {}
@@ -181,7 +186,7 @@ def _default_size(fragments: list[Mapping[str, Any]]) -> dict[str, Any]:
         said |= fragment
     if any(said.get(key) is not None for key in ("size", "width_px", "height_px")):
         return {}
-    card = find_card(said.get("model") or Recipe.model_fields["model"].default)
+    card = find(said.get("model") or Recipe.model_fields["model"].default, weights=False).card
     return {"size": card.native_px}
 
 

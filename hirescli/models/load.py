@@ -140,7 +140,8 @@ def _linfusion(source: ModelSource, unet: UNet2DConditionModel, dtype: torch.dty
     """The adapter, which fits the denoiser."""
     assert source.adapter is not None
     assert source.adapter.path is not None
-    adapter = load_adapter(source.adapter.path).to(dtype).requires_grad_(False)
+    adapter: Any = load_adapter(source.adapter.path)
+    adapter.to(dtype).requires_grad_(False)
     try:
         mount(unet, adapter)
     except ValueError as error:

@@ -303,7 +303,14 @@ def disk_bytes(stages: tuple[Stage, ...], recipe: Recipe) -> int:
     *before, last = (stage.width_px * stage.height_px * _CHANNELS for stage in stages)
     last_spool = last * _SPOOL_BYTES["last"]
     between = max(before, default=0) * _SPOOL_BYTES["between"]
-    return last_spool + max(between, output_bytes(recipe))
+    return last_spool + _given_bytes(recipe) + max(between, output_bytes(recipe))
+
+
+def _given_bytes(recipe: Recipe) -> int:
+    """Spools of the pictures that a recipe names, each beside a smaller one."""
+    pictures = [*recipe.controls, recipe.init_image, recipe.source]
+    sizes_px = ((p.width_px or 0) * (p.height_px or 0) for p in pictures if p is not None)
+    return sum(2 * px * _CHANNELS * _SPOOL_BYTES["between"] for px in sizes_px)
 
 
 def output_bytes(recipe: Recipe) -> int:

@@ -76,7 +76,7 @@ def decode_tiled(autoencoder: Any, latents: Tensor, *, rows: int, sink: RowSink)
 @torch.no_grad()
 def encode_rows(
     autoencoder: Any, picture: PictureRows, *, width_px: int, height_px: int, engine: Engine,
-    store: str, told: Callable[[int], None],
+    store: str, place: torch.device | str = "cpu", told: Callable[[int], None],
 ) -> BandedTensor:  # fmt: skip
     """Encode a picture whose rows are made as they are read.
 
@@ -87,6 +87,7 @@ def encode_rows(
         height_px: Height of the picture.
         engine: Computes, in bands of pixel rows.
         store: Where the latents are kept.
+        place: Where bands are computed.
         told: Called with the pixel rows that are read.
 
     Returns:
@@ -96,10 +97,11 @@ def encode_rows(
     def source(lo: int, hi: int) -> Tensor:
         rows = torch.from_numpy(picture.rows(lo, hi)).permute(2, 0, 1)[None]
         told(hi)
-        return rows.mul(2).sub(1).to(autoencoder.dtype)
+        return rows.mul(2).sub(1).to(place, autoencoder.dtype)
 
     with no_collection(), naming_modules(autoencoder):
-        pixels = banded((1, 3, height_px, width_px), source, dtype=autoencoder.dtype)
+        shape = (1, 3, height_px, width_px)
+        pixels = banded(shape, source, dtype=autoencoder.dtype, device=place)
         (encoded,) = autoencoder.encode(pixels, return_dict=False)
         latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # or a distribution
         (kept,) = engine.keep([_scaled(autoencoder, latents).float()], store)

@@ -6,6 +6,7 @@ library reads its environment when it is imported.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from hub_server import Files, Hub, serving
 
 from hirescli.errors import RequestError
 from hirescli.models import hub as hub_module
+from hirescli.models.load import load
 from hirescli.models.registry import find, find_adapter
 
 ROOT = Path(__file__).parent.parent.parent
@@ -33,20 +35,13 @@ JUNK: Files = {
     "unet/diffusion_pytorch_model.fp16.safetensors": b"in half precision",
     "safety_checker/model.safetensors": b"not loaded",
 }
-LOAD = """
-import sys, json
-from hirescli.models.load import load
-from hirescli.models.registry import find
-from hirescli.errors import HiresError
-try:
-    source = find(sys.argv[1], *sys.argv[2:3])
-    model = load(source, dtype="float32", linear=False)
-except HiresError as error:
-    import traceback
-    print(type(error).__name__, "".join(traceback.format_exception(error)))
-    sys.exit(error.exit_code)
-bias = model.unet.conv_in.bias.tolist()
-print(json.dumps([source.kind, source.commit, model.card.revision, bias]))
+FETCH = """
+import hashlib, json, sys
+from hirescli.models.registry import download, find
+source = download(find(sys.argv[1], *sys.argv[2:3]))
+data = (source.path / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+said = [source.kind, source.commit, source.card.revision, hashlib.sha256(data).hexdigest()]
+print(json.dumps(said))
 """
 FIND = """
 import sys
@@ -118,32 +113,35 @@ def process(hub: Hub, tmp_path: Path) -> Call:
     return call
 
 
-@pytest.mark.slow
 def test_all_files_are_of_one_commit(hub: Hub, process: Call) -> None:
     """Also where the branch moves on while files are fetched; and then from the cache alone."""
     first, second = hub.commits[NAME]
+    hashes = [
+        hashlib.sha256(files["unet/diffusion_pytorch_model.safetensors"]).hexdigest()
+        for files in hub.commits[NAME].values()
+    ]
     hub.moves[NAME] = second  # once it was resolved
-    done = process(LOAD, NAME)
-    assert done.returncode == 0, done.stdout + done.stderr
-    kind, commit, revision, bias = json.loads(done.stdout)
-    assert (kind, commit, revision) == ("hub", first, first)
+    assert fetched(process(FETCH, NAME)) == ["hub", first, first, hashes[0]]
     asked = set(hub.files_asked())
     assert "unet/diffusion_pytorch_model.safetensors" in asked
     assert not asked & JUNK.keys()
     assert not [path for path in hub.asked if "/resolve/" in path and first not in path]
     hub.asked.clear()
-    offline = process(LOAD, NAME, first, HF_HUB_OFFLINE="1")
-    assert json.loads(offline.stdout) == [kind, commit, revision, bias]
+    # The branch as it was when all of it was there, not as it has become; and its commit.
+    for revision in ([], ["main"], [first]):
+        offline = process(FETCH, NAME, *revision, HF_HUB_OFFLINE="1")
+        assert fetched(offline) == ["hub", first, first, hashes[0]]
     assert hub.asked == []
-    # The branch as it was when all of it was there, not as it has become.
-    assert json.loads(process(LOAD, NAME, HF_HUB_OFFLINE="1").stdout)[1] == first
-    later = json.loads(process(LOAD, NAME).stdout)
-    assert later[1] == second
-    assert later[3] == pytest.approx([each + 1 for each in bias])
+    assert fetched(process(FETCH, NAME)) == ["hub", second, second, hashes[1]]
 
 
-@pytest.mark.slow
-def test_pull_fetches_and_then_loads_offline(hub: Hub, process: Call, tmp_path: Path) -> None:
+def fetched(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert done.returncode == 0, done.stdout + done.stderr
+    made: list[str] = json.loads(done.stdout)
+    return made
+
+
+def test_pull_fetches_and_checks(hub: Hub, process: Call, tmp_path: Path) -> None:
     done = process(PULL, "pull", NAME, "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
@@ -151,19 +149,21 @@ def test_pull_fetches_and_then_loads_offline(hub: Hub, process: Call, tmp_path: 
     assert Path(said["path"]).is_relative_to(tmp_path / "hf")
     names = {p.relative_to(said["path"]).as_posix() for p in Path(said["path"]).rglob("*.*")}
     assert not names & JUNK.keys()
-    assert process(LOAD, NAME, HF_HUB_OFFLINE="1").returncode == 0
-    # A bit of a cached file flips.
-    blob = (Path(said["path"]) / "vae" / "diffusion_pytorch_model.safetensors").resolve()
-    data = bytearray(blob.read_bytes())
-    data[-1] ^= 1
-    blob.chmod(0o644)
-    blob.write_bytes(data)
-    broken = process(LOAD, NAME, HF_HUB_OFFLINE="1")
+    again = process(PULL, "pull", NAME, HF_HUB_OFFLINE="1")
+    assert (again.returncode, again.stdout.strip()) == (0, said["path"])
+    flip_last_bit((Path(said["path"]) / "vae/diffusion_pytorch_model.safetensors").resolve())
+    broken = process(PULL, "pull", NAME, HF_HUB_OFFLINE="1")
     assert broken.returncode == 2
-    assert "diffusion_pytorch_model.safetensors is damaged" in broken.stdout
+    assert "diffusion_pytorch_model.safetensors is damaged" in broken.stderr
 
 
-@pytest.mark.slow
+def flip_last_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     ("name", "revision", "said"),
     [
@@ -182,7 +182,6 @@ def test_what_the_hub_refuses_is_said(
     assert said in done.stdout
 
 
-@pytest.mark.slow
 def test_a_hub_that_is_not_there(process: Call) -> None:
     done = process(FIND, NAME, HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 2
@@ -253,6 +252,25 @@ def test_a_card_by_its_name_from_the_cache(cache: Path, tmp_path: Path) -> None:
     assert (source.card.name, source.card.revision) == ("sdxl", "c" * 40)
     with pytest.raises(RequestError, match='revision "v2"'):
         find("sdxl", "v2")
+
+
+def test_a_flipped_bit_in_the_cache_is_refused(
+    cache: Path, repository: tuple[Path, Files, Files]
+) -> None:
+    """Large files lie under their SHA-256, and the commit's folder links to them."""
+    files = {n: d for n, d in repository[1].items() if n not in JUNK}
+    folder = cached(cache, NAME, files)
+    (folder.parent.parent / "blobs").mkdir()
+    for path in folder.rglob("*.safetensors"):
+        blob = folder.parent.parent / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+        path.replace(blob)
+        path.symlink_to(blob)
+    load(find(NAME), dtype="float32", linear=False)
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    flip_last_bit(unet.resolve())
+    with pytest.raises(RequestError, match="is damaged") as caught:
+        load(find(NAME), dtype="float32", linear=False)
+    assert str(unet) in str(caught.value)
 
 
 def test_an_adapter_from_the_cache(cache: Path, tmp_path: Path) -> None:
