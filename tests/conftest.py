@@ -6,7 +6,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,3 +64,25 @@ def hires_process() -> Callable[..., subprocess.Popen[bytes]]:
         return subprocess.Popen(command, **{"env": environment, **pipes, **options})
 
     return start
+
+
+@pytest.fixture
+def file_system(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a real file system of a size such as "256k", and gives its folder."""
+    if os.name != "posix" or os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    mounted: list[Path] = []
+
+    def mount(size: str) -> Path:
+        folder = tmp_path / f"disk-{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        mounting = subprocess.run(command, capture_output=True, text=True, check=False)
+        if mounting.returncode:
+            pytest.skip(f"cannot mount a tmpfs here: {mounting.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from hirescli.bands.attention import pooling_keys
 from hirescli.bands.engine import Engine, banded_tensor, no_collection
@@ -68,33 +68,33 @@ class StreamedCall:
             )
         self.enter(self.engine, device)
         batch, height = sample.shape[0], sample.shape[2]
-        results = []
+        samples = [_Sample(b, batch, height).arguments(args, kwargs) for b in range(batch)]
+        with torch.no_grad(), pooling_keys(self.pools), no_collection(), self._named():
+            results = [self._sample(*own) for own in samples]
+        return _joined(results)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Events of the engine name this call."""
         before, self.engine.call = self.engine.call, self._title
-        with torch.no_grad(), pooling_keys(self.pools), no_collection():
-            for b in range(batch):
-                own = _Sample(b, batch, height)
-                results.append(self._sample(*own.arguments(args, kwargs)))
-        self.engine.call = before
-        return self._joined(results)
+        try:
+            yield
+        finally:
+            self.engine.call = before
 
     @property
     def _title(self) -> str:
         return self.name or type(self.module).__name__
 
-    def _sample(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-        """The leaves of what one sample gives."""
+    def _sample(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Any], TreeSpec]:
+        """The leaves of what one sample gives, and how they hang together."""
         with naming_modules(self.module, self.name):
             made = self.forward(*args, **kwargs)
-        leaves, self._spec = tree_flatten(made, is_leaf=lambda x: isinstance(x, BandedTensor))
+        leaves, spec = tree_flatten(made, is_leaf=lambda x: isinstance(x, BandedTensor))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, BandedTensor)]
         for i, given in zip(places, self.give([leaves[i] for i in places]), strict=True):
             leaves[i] = given
-        return leaves
-
-    def _joined(self, results: list[list[Any]]) -> Any:
-        """The results of all samples as those of one batch."""
-        leaves = [_stacked(parts) for parts in zip(*results, strict=True)]
-        return tree_unflatten(leaves, self._spec)
+        return leaves, spec
 
 
 @contextmanager
@@ -143,6 +143,13 @@ class _Sample:
         if isinstance(value, (list, tuple)):
             return type(value)(self._cut(each) for each in value)
         return value
+
+
+def _joined(results: Sequence[tuple[list[Any], TreeSpec]]) -> Any:
+    """The results of all samples as those of one batch."""
+    specs = [spec for _, spec in results]
+    leaves = [_stacked(parts) for parts in zip(*(each for each, _ in results), strict=True)]
+    return tree_unflatten(leaves, specs[0])
 
 
 def _stacked(parts: Sequence[Any]) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hirescli.bands.graph import Graph
-from hirescli.bands.heap import HeapGuard, steady_heap
+from hirescli.bands.heap import REUSED_BYTES, HeapGuard, steady_heap
 from hirescli.bands.stores import Kept, Ledger, cut, new_value
 from hirescli.bands.tensor import OUTSIDE, Node, Span
 from hirescli.errors import RunError
@@ -86,9 +86,9 @@ class Execution:
                 kept.close()
             self._kept.clear()
 
-    def band_done(self) -> None:
-        """Between bands: give back what lies free."""
-        self._heap.check(self._counted_bytes)
+    def give_back(self, but_bytes: int = 0) -> None:
+        """Give free memory back to the system, but so many bytes for the next band."""
+        self._heap.check(self._counted_bytes + but_bytes)
 
     @property
     def _counted_bytes(self) -> int:
@@ -197,6 +197,9 @@ class _PassRun:
     def run(self) -> None:
         """All bands from top to bottom."""
         sweep, rows = self.each.sweep(self.execution.schedule.ops), self.each.band_rows
+        self.execution.give_back()
+        # Bands of one pass are alike, and the next takes what the last has left.
+        reused_bytes = self.each.work_bytes if self.each.work_bytes <= REUSED_BYTES else 0
         while not sweep.finished:
             band = sweep.next_band(rows)
             try:
@@ -214,7 +217,7 @@ class _PassRun:
                 self.execution.listener(BandHalved(self.number, rows))
                 continue
             sweep.commit(band)
-            self.execution.band_done()
+            self.execution.give_back(but_bytes=reused_bytes)
         for op in self.each.folds:
             reduction = self._node(op).reduction
             assert reduction is not None

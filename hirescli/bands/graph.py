@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from hirescli.bands.tensor import Node, UnknownOperationError
-from hirescli.planning.trace import Op, SizedOp, Trace
+from hirescli.planning.trace import CONSTANT, Op, SizedOp, Trace
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,18 @@ def parameter_names(*components: nn.Module) -> dict[int, str]:
 
 
 class _Weights:
-    """Names and sizes of the weights that operations read."""
+    """Names and sizes of the weights, and of other whole tensors, that operations read."""
 
     def __init__(self, names: dict[int, str]) -> None:
-        self._names = names
+        self._names = dict(names)
+        self._constants = 0
         self.bytes: dict[str, int] = {}
 
     def name(self, tensor: Tensor) -> str:
-        name = self._names.get(id(tensor), f"unnamed.{tuple(tensor.shape)}")
+        name = self._names.get(id(tensor))
+        if name is None:  # was computed before any rows were, such as the keys of a text
+            name = self._names[id(tensor)] = f"{CONSTANT}{self._constants}"
+            self._constants += 1
         self.bytes[name] = tensor.numel() * tensor.element_size()
         return name
 

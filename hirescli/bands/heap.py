@@ -7,11 +7,14 @@ import os
 from collections.abc import Callable
 from functools import cache
 
-# glibc raises the size from which freed memory goes back at once as a program runs, up to 32 MiB;
-# below it lies fragmented in the heap: a decoder planned at 76 MB measured 226 MB. Fixed at 2 MiB
-# it measured 80 MB, and bands are mostly smaller, so they are not slower.
-_BACK_AT_ONCE_BYTES = 2 * 2**20
-HEAP_BYTES = 6 * 2**20  # that may lie free in the heap, beside what is counted
+# A band's temporaries come and go thousands of times, and asking the system anew for the pages of
+# each took as long as half of the arithmetic. So blocks below 32 MiB, the most that glibc allows,
+# are taken from the heap and stay there when freed; larger ones go back at once.
+_FROM_HEAP_BYTES = 32 * 2**20
+# Work of bands whose memory the next band takes over. Of larger bands, blocks above 32 MiB would
+# come on top of it.
+REUSED_BYTES = 64 * 2**20
+HEAP_BYTES = 12 * 2**20  # that may lie free in the heap, beside what is counted
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LEAST_TRIMMED_BYTES = 2**20
 
@@ -28,8 +31,8 @@ def steady_heap() -> None:
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is not None and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        mallopt(_M_MMAP_THRESHOLD, _BACK_AT_ONCE_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, HEAP_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _FROM_HEAP_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, REUSED_BYTES)
 
 
 def trim() -> None:
@@ -40,26 +43,25 @@ def trim() -> None:
 
 
 class HeapGuard:
-    """Keeps the free part of the heap small while a computation runs.
+    """Keeps the free part of the heap within what a computation was planned to take.
 
-    Blocks below the threshold come and go in all sizes and leave holes: up to 46 MB of them were
-    measured beside 80 MB of values. What the process holds beyond its values is therefore looked
-    at between bands, and given back where it is more than `HEAP_BYTES`.
+    Freed blocks leave holes of all sizes, and without a guard they add up: a decoder planned at
+    76 MB measured 226 MB. What the process holds beside its values is therefore looked at
+    between bands, and given back where it is more than planned.
 
     Args:
         counted_bytes: Of values that are alive now, in memory.
     """
 
     def __init__(self, counted_bytes: int) -> None:
-        self._spare_bytes = HEAP_BYTES
         self._beside_bytes = (_resident_bytes() or 0) - counted_bytes
 
     def check(self, counted_bytes: int) -> None:
-        """Trim if more is held than `counted_bytes` of values and the spare."""
+        """Trim if more is held than `counted_bytes`, of values and of a band, and the spare."""
         resident = _resident_bytes()
         if resident is None:
             return
-        limit = self._beside_bytes + counted_bytes + self._spare_bytes
+        limit = self._beside_bytes + counted_bytes + HEAP_BYTES
         if resident <= limit:
             return
         trim()

@@ -18,7 +18,7 @@ from hirescli.bands.record import flatten, handles, infer, record_local
 from hirescli.bands.reductions import Moments
 from hirescli.bands.sums import record_reduction
 from hirescli.bands.tensor import Grid, Node, Span, unknown
-from hirescli.planning.trace import Stretch, Window
+from hirescli.planning.trace import CONVOLUTION, Stretch, Window
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -51,7 +51,7 @@ def conv2d(
 
     return record_local(
         None, (x,), {},
-        name="conv2d", shape=meta.shape, dtype=meta.dtype, grid=made, kernel=kernel,
+        name=CONVOLUTION, shape=meta.shape, dtype=meta.dtype, grid=made, kernel=kernel,
         reach=_unless_identity(down), width_reach=_unless_identity(across),
         native_zeros=padding[0], anchor=True,
         px_flops=2.0 * weight.numel(),

@@ -52,7 +52,9 @@ def record_local(
     With `cuts`, whole tensors among the arguments broadcast with the result, and those that
     vary along the rows are cut to the band.
     """
-    parents = tuple(arg for arg in flatten((args, kwargs)) if isinstance(arg, Node))
+    flat = flatten((args, kwargs))
+    parents = tuple(arg for arg in flat if isinstance(arg, Node))
+    known.setdefault("weights", tuple(arg for arg in flat if isinstance(arg, Tensor)))
     if kernel is None:
         assert func is not None
         kernel = _call(func, args, kwargs, grid if cuts else None, len(shape), parents[0].device)

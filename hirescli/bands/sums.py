@@ -121,7 +121,6 @@ def matmul(func: Any, first: Any, second: Any) -> Node:
         torch.matmul, (first, second), {},
         name="matmul", shape=meta.shape, dtype=meta.dtype, grid=grid, anchor=anchor,
         px_flops=2.0 * first.shape[-1] * meta.numel() / px,
-        weights=tuple(t for t in (first, second) if isinstance(t, Tensor)),
     )  # fmt: skip
 
 

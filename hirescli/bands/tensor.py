@@ -90,7 +90,7 @@ class Node:
         dtype: Of its numbers.
         grid: None for what has no rows.
         reduction: How a "reduction" folds bands.
-        weights: Parameters that the kernel reads.
+        weights: Parameters and other whole tensors that the kernel reads.
         module: Where it was called.
         source: Of an "input": gives rows lo to hi. Set once a value has been computed.
         value: Of a state that has been computed.

@@ -74,7 +74,8 @@ class Schedule:
         stores: Where values can rest; the first is where bands are computed.
         kept: The store of every kept value, as an index into `stores`.
         rows: Band height in rows of the component's input.
-        state_bytes: Of all reductions and what is made of them, in the first store.
+        state_bytes: Of reductions, what is made of them and other whole tensors, in the first
+            store.
         moved_bytes: Written to and read from the stores other than the first.
         plain_flops: What the whole-image call computes.
         seconds: Estimate of arithmetic and moves.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 from hirescli.planning.passes import Pass, Schedule, Store
@@ -36,6 +37,7 @@ class Search:
         uses: What each pass does, by its depth.
         work: Work bytes of each pass that is counted already.
         loaded: Bytes of the weights that passes load, by name.
+        standing_bytes: Of what stands in the first store all the time, beside states.
     """
 
     ops: Sequence[SizedOp]
@@ -44,6 +46,7 @@ class Search:
     flops_per_second: float
     rows_in: int
     loaded: Mapping[str, int]
+    standing_bytes: int = 0
     depth: list[int] = field(default_factory=list)
     kept: dict[int, int] = field(default_factory=dict)
     pinned: frozenset[int] = frozenset()
@@ -75,10 +78,7 @@ class Search:
 
     def copy(self) -> Search:
         """A search that goes on from here by itself."""
-        twin = Search(
-            self.ops, self.outputs, self.stores, self.flops_per_second, self.rows_in, self.loaded
-        )
-        twin.__dict__.update(self.__dict__)
+        twin = copy(self)
         twin.kept, twin.uses, twin.work = dict(self.kept), dict(self.uses), dict(self.work)
         return twin
 
@@ -221,10 +221,14 @@ class Search:
     def peak(self, store: int) -> int:
         """Peak bytes of a store."""
         stored = self._stored()
-        states = _state_bytes(self.ops) if store == 0 else 0
+        states = self._state_bytes if store == 0 else 0
         return states + max(
             stored[k][store] + (self._work(k) if store == 0 else 0) for k in self.uses
         )
+
+    @property
+    def _state_bytes(self) -> int:
+        return self.standing_bytes + sum(op.state_bytes for op in self.ops)
 
     # The search
 
@@ -282,7 +286,7 @@ class Search:
 
         With `drops`, values may also be computed again.
         """
-        states = _state_bytes(self.ops)
+        states = self._state_bytes
         while True:
             stored = self._stored()
             over = {
@@ -356,7 +360,7 @@ class Search:
             stores=tuple(self.stores),
             kept=dict(self.kept),
             rows=self.rows,
-            state_bytes=_state_bytes(self.ops),
+            state_bytes=self._state_bytes,
             moved_bytes=sum(moved[1:]),
             plain_flops=math.fsum(op.row_flops * op.swept_rows for op in self.ops),
             seconds=self._flops() / self.flops_per_second + moving_seconds,
@@ -408,7 +412,3 @@ def _depths(ops: Sequence[SizedOp]) -> list[int]:
         own = max((depth[i] for i in sized.op.inputs), default=0)
         depth.append(own + (sized.op.kind in ("reduction", "gather")))
     return depth
-
-
-def _state_bytes(ops: Sequence[SizedOp]) -> int:
-    return sum(op.state_bytes for op in ops)

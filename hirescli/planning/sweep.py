@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from hirescli.planning.trace import SizedOp, Window
 
-# Bands that are counted: the first, the second with its halos kept, and one more for rows that
+# Bands that are counted: the first, the second with its halos kept, and two more for rows that
 # come only every other band.
 _COUNTED_BANDS = 4
 
@@ -179,8 +179,8 @@ def band_rows(rows: int, *, finest_rows: int, input_rows: int) -> int:
 def work_bytes(sweep: Sweep, ops: Sequence[SizedOp], rows: int) -> int:
     """Peak bytes of a pass beside its stores, counted over its first bands.
 
-    Counted are the rows that a band computes and loads, the halos it keeps, and the copies that
-    are made where an operation reads across a halo.
+    Counted are the rows that a band computes and loads, the halos it keeps, the copies that are
+    made where an operation reads across a halo, and what calls take for themselves.
     """
     tails: dict[int, tuple[int, int]] = {}
     peak = 0
@@ -195,7 +195,7 @@ def work_bytes(sweep: Sweep, ops: Sequence[SizedOp], rows: int) -> int:
             copied = sum(_copied_bytes(read, tails, ops) for read in step.reads if read)
             fresh[step.op] = (step.hi - step.lo) * ops[step.op].row_bytes
             held += fresh[step.op]
-            peak = max(peak, held + copied)
+            peak = max(peak, held + copied + ops[step.op].scratch_bytes)
             for op in step.done_with:
                 tail = max(0, band.done[op] - band.keep_from[op]) * ops[op].row_bytes
                 held -= fresh.pop(op, tail) - tail if op in fresh else 0

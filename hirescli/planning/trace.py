@@ -86,6 +86,9 @@ class Pool:
         return Window(factor, factor, 0, -size % factor)
 
 
+CONVOLUTION = "conv2d"  # the name of its operations
+CONSTANT = "constant."  # begins the names of whole tensors that are no parameters
+
 Reach = Window | Stretch | Pool | None  # None: row o reads row o
 
 
@@ -108,7 +111,7 @@ class Op:
         px_key_flops: The same for each pixel of the gathered keys.
         state_numbers: Numbers in the state of a reduction or a resident operation.
         anchor: Whether keeping it saves arithmetic: activations and views never do.
-        weights: Names of the weights it reads.
+        weights: Names of the weights and other whole tensors it reads.
         module: Where in the component it is called.
     """
 
@@ -140,6 +143,7 @@ class SizedOp:
         level: Rows for each row of the component's input.
         row_bytes, row_flops: For each row.
         state_bytes: Of a reduction's or resident operation's state.
+        scratch_bytes: That one call takes beside its inputs and output.
     """
 
     op: Op
@@ -151,6 +155,7 @@ class SizedOp:
     row_bytes: int
     row_flops: float
     state_bytes: int
+    scratch_bytes: int = 0
 
     @property
     def banded(self) -> bool:
@@ -173,7 +178,8 @@ class Trace:
     Attributes:
         ops: The operations; each reads only earlier ones.
         outputs: Indices of those that leave the component.
-        weight_bytes: Of every weight that is read, by name, in the dtype it was recorded in.
+        weight_bytes: Of every weight and other whole tensor that is read, by name, in the dtype
+            it was recorded in.
     """
 
     ops: tuple[Op, ...]
@@ -185,8 +191,19 @@ class Trace:
         sizes = _Sizes(rows, width)
         sized: list[SizedOp] = []
         for op in self.ops:
-            sized.append(_sized(op, sized, sizes))
+            sized.append(_sized(op, sized, sizes, self._scratch_bytes(op)))
         return tuple(sized)
+
+    @property
+    def constant_bytes(self) -> int:
+        """Of whole tensors that stand ready and are no parameters: keys of a text, embeddings."""
+        return sum(b for name, b in self.weight_bytes.items() if name.startswith(CONSTANT))
+
+    def _scratch_bytes(self, op: Op) -> int:
+        """On a CPU, oneDNN lays the weights of a convolution out anew for each call."""
+        if op.name != CONVOLUTION:
+            return 0
+        return sum(self.weight_bytes[name] for name in op.weights)
 
     def to_json(self) -> str:
         """The trace as JSON, without what is at its default."""
@@ -231,7 +248,7 @@ class _Sizes:
         return known if near else exact
 
 
-def _sized(op: Op, earlier: list[SizedOp], sizes: _Sizes) -> SizedOp:
+def _sized(op: Op, earlier: list[SizedOp], sizes: _Sizes, scratch_bytes: int) -> SizedOp:
     banded = [earlier[i] for i in op.inputs if earlier[i].banded]
     reach, level, rows, width = None, Fraction(1), 0, 0
     if op.kind == "input":
@@ -253,6 +270,7 @@ def _sized(op: Op, earlier: list[SizedOp], sizes: _Sizes) -> SizedOp:
         row_bytes=round(width * op.px * op.itemsize),
         row_flops=(folded.width if folded else width) * (op.px_flops + op.px_key_flops * key_px),
         state_bytes=op.state_numbers * op.itemsize,
+        scratch_bytes=scratch_bytes,
     )
 
 

@@ -17,49 +17,57 @@ pytestmark = [
     pytest.mark.skipif(not can_reset(), reason="needs a peak that can be reset"),
 ]
 ROOT = Path(__file__).parents[2]
-LATENTS = ((40, 40), (33, 64), (56, 56))  # heights and widths; the decoded picture is 8 times that
+LATENTS = ((48, 48), (40, 72), (64, 64))  # heights and widths; the decoded picture is 8 times that
 PROCESS = """
 import json, sys
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 import hirescli
 from hirescli.evaluation.components import randomised
 from hirescli.evaluation.peak import peak_memory
 
-height, width, work_bytes, spill = *map(int, sys.argv[1:4]), sys.argv[4]
+component, height, width, work_bytes, spill = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
 torch.set_num_threads(1)
-decoder = randomised(AutoencoderKL(
-    block_out_channels=(64, 128, 256, 256), down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2,
-))
-latents = torch.randn(1, 4, height, width)
+if component == "decoder":
+    module = randomised(AutoencoderKL(
+        block_out_channels=(64, 128, 256, 256), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2,
+    ))
+    call = lambda z: module.decode(z, return_dict=False)[0]
+else:
+    module = randomised(UNet2DConditionModel(
+        block_out_channels=(64, 128, 128), cross_attention_dim=64, layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    ))
+    text = torch.randn(1, 16, 64)
+    call = lambda x: module(x, 500, text, return_dict=False)[0]
+sample = torch.randn(1, 4, height, width)
 
 @torch.no_grad()
-def decode(z, memory):
-    with hirescli.stream(decoder, memory=memory, spill=spill) as report:
-        return decoder.decode(z, return_dict=False)[0], report
+def run(x, memory):
+    with hirescli.stream(module, memory=memory, spill=spill) as report:
+        return call(x), report
 
-decode(latents[:, :, :8, :8], None)  # libraries set themselves up at the first call
+run(sample[:, :, :8, :8], None)  # libraries set themselves up at the first call
 with peak_memory() as peak:
     memory = peak.baseline_bytes + work_bytes if work_bytes else None
-    picture, report = decode(latents, memory)
+    made, report = run(sample, memory)
 print(json.dumps({
     "measured": peak.above_bytes,
-    # The whole picture is the caller's, not the engine's.
-    "predicted": report.peak_host_bytes + picture.numel() * picture.element_size(),
+    # The whole result is the caller's, not the engine's.
+    "predicted": report.peak_host_bytes + made.numel() * made.element_size(),
     "disk": report.peak_disk_bytes,
 }))
 """
 
 
-@pytest.mark.parametrize("share", [0.0, 0.7], ids=["memory", "disk"])
-@pytest.mark.parametrize("latents", LATENTS, ids=str)
-def test_predicted_peak_is_measured(
-    latents: tuple[int, int], share: float, tmp_path: Path
-) -> None:
-    """With room for everything, and with less, so that values are spilled."""
-    work_bytes = int(share * 62_000 * latents[0] * latents[1])
-    words = [*map(str, latents), str(work_bytes), str(tmp_path)]
+def measure(
+    component: str, latents: tuple[int, int], work_bytes: int, spill: Path
+) -> dict[str, int]:
+    """What one call in a process of its own took, and what the schedule said."""
+    words = [component, *map(str, latents), str(work_bytes), str(spill)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROCESS, *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -67,6 +75,29 @@ def test_predicted_peak_is_measured(
         text=True,
         check=True,
     )
-    made = json.loads(done.stdout)
+    made: dict[str, int] = json.loads(done.stdout)
+    return made
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7], ids=["memory", "disk"])
+@pytest.mark.parametrize("latents", LATENTS, ids=str)
+def test_a_decoder_takes_what_is_predicted(
+    latents: tuple[int, int], share: float, tmp_path: Path
+) -> None:
+    """With room for everything, and with less, so that values are spilled."""
+    work_bytes = int(share * 62_000 * latents[0] * latents[1])
+    made = measure("decoder", latents, work_bytes, tmp_path)
+    assert (made["disk"] > 0) == (share > 0)
+    assert made["predicted"] == pytest.approx(made["measured"], rel=0.15), made
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5], ids=["memory", "disk"])
+@pytest.mark.parametrize("latents", [(96, 64), (96, 128)], ids=str)
+def test_a_denoiser_takes_what_is_predicted(
+    latents: tuple[int, int], share: float, tmp_path: Path
+) -> None:
+    """With softmax attention, whose keys are gathered."""
+    work_bytes = int(share * 2_400 * latents[0] * latents[1])
+    made = measure("denoiser", latents, work_bytes, tmp_path)
     assert (made["disk"] > 0) == (share > 0)
     assert made["predicted"] == pytest.approx(made["measured"], rel=0.15), made

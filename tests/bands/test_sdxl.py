@@ -1,15 +1,22 @@
-"""SDXL's real shape, without weights: what the schedule says of 16384 x 16384."""
+"""SDXL's real shape: what the schedule says of 16384 x 16384, and what a step measures."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import sdxl as real
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from hirescli.attention.linfusion import LinFusionAdapter, mount
 from hirescli.bands.engine import banded
 from hirescli.bands.graph import Graph, parameter_names
 from hirescli.bands.tensor import naming_modules
+from hirescli.evaluation.peak import can_reset
 from hirescli.planning.passes import Store
 from hirescli.planning.schedule import make_schedule
 from hirescli.planning.trace import Trace
@@ -25,32 +32,13 @@ def _read(lo: int, hi: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def sdxl() -> tuple[Trace, int]:
     """The trace of SDXL's UNet with LinFusion in bfloat16, and the bytes of its weights."""
+    unet = real.meta_unet()
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),  # type: ignore[arg-type]
-            attention_head_dim=(5, 10, 20),  # type: ignore[arg-type]
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
         mount(unet, LinFusionAdapter.for_unet(unet, mid_dim_scale=16))
         unet.to(dtype=torch.bfloat16).eval()
         sample = banded((1, 4, 64, 64), _read, dtype=torch.bfloat16, device="meta")
-        added = {
-            "text_embeds": torch.zeros(1, 1280, dtype=torch.bfloat16),
-            "time_ids": torch.zeros(1, 6, dtype=torch.bfloat16),
-        }
-        text = torch.zeros(1, 77, 2048, dtype=torch.bfloat16)
-        time = torch.tensor(1.0)
         with torch.no_grad(), naming_modules(unet):
-            made = unet(sample, time, text, added_cond_kwargs=added, return_dict=False)[0]
+            made = unet(sample, **real.inputs(torch.bfloat16), return_dict=False)[0]
     weight_bytes = sum(p.numel() * p.element_size() for p in unet.parameters())
     return Graph.of(made.nodes, parameter_names(unet)).trace, weight_bytes
 
@@ -83,3 +71,46 @@ def test_weights_on_the_host_leave_more_room(sdxl: tuple[Trace, int]) -> None:
         trace, LATENTS, LATENTS, stores=stores, loads_weights=True, flops_per_second=4e14
     )
     assert schedule.peak_bytes["device"] <= 4 * GB < weight_bytes
+
+
+STEP = """
+import json
+import torch
+import hirescli
+import sdxl
+from hirescli.evaluation.peak import peak_memory
+
+torch.set_num_threads(2)
+unet, inputs = sdxl.random_unet(torch.bfloat16), sdxl.inputs(torch.bfloat16)
+sample = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+with torch.no_grad():
+    with hirescli.stream(unet):  # libraries set themselves up at the first call
+        unet(sample[:, :, :8, :8], **inputs)
+    plain = unet(sample, **inputs, return_dict=False)[0].float()
+    with peak_memory() as peak, hirescli.stream(unet, rows=16) as report:
+        banded = unet(sample, **inputs, return_dict=False)[0]
+print(json.dumps({
+    "measured": peak.above_bytes,
+    "predicted": report.peak_host_bytes + banded.numel() * banded.element_size(),
+    "passes": report.passes,
+    "error": float((banded.float() - plain).square().mean().sqrt() / plain.std()),
+}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_reset(), reason="needs a peak that can be reset")
+def test_a_step_takes_the_memory_that_is_predicted() -> None:
+    """At 512 px, in bfloat16 with random weights: 2.6 billion of them."""
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", STEP],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parents[1]), str(here)])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    made = json.loads(done.stdout)
+    assert made["passes"] > 100
+    assert made["error"] < 0.03  # both round to 8 bits after every operation
+    assert made["predicted"] == pytest.approx(made["measured"], rel=0.15), made
