@@ -24,6 +24,7 @@ from hirescli.plugins import Control, ImagePrompt, Lora, Picture
 from hirescli.units import parse_size
 
 Strength = Annotated[float, Field(gt=0, le=1)]
+Steps = Annotated[int, Field(ge=1, le=1000)]
 # Set by a run, not chosen by anybody: they take no part in the hash and are never read back.
 CONSEQUENCES = frozenset({"truncated_to_tokens", "negative_truncated_to_tokens"})
 _ALLOWED_CONTROLS = "\t\n\r"
@@ -49,9 +50,9 @@ class Recipe(BaseModel):
     guidance_scale: float | None = Field(None, ge=1, le=50)
     scheduler: str | None = None
     method: Literal["sdedit", "skip"] = "sdedit"
-    # One per upscaling stage; the last repeats.
+    # One per upscaling stage; the last repeats. A number alone is for all.
     strengths: Annotated[tuple[Strength, ...], Field(min_length=1)] | None = None
-    upscale_steps: int | None = Field(None, ge=1, le=1000)
+    upscale_steps: Annotated[tuple[Steps, ...], Field(min_length=1)] | None = None
     upscale_guidance_scale: float | None = Field(None, ge=1, le=50)
     # "auto": the model's own attention where it is quick, an adapter's linear one above.
     attention: Literal["auto", "linear", "full"] = "auto"
@@ -91,22 +92,26 @@ class Recipe(BaseModel):
         except RequestError as error:
             raise ValueError(str(error)) from error
 
-    @field_validator("strengths", "loras", "controls", "image_prompts", mode="before")
+    @field_validator("loras", "controls", "image_prompts", mode="before")
     @classmethod
     def _list_is_tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value  # TOML and JSON have lists
+
+    @field_validator("strengths", "upscale_steps", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, int | float) else cls._list_is_tuple(value)
 
     @field_validator("prompt", "negative_prompt")
     @classmethod
     def _clean_text(cls, value: str) -> str:
         return clean_prompt(value)
 
-    @field_validator("prompt")
-    @classmethod
-    def _prompt_says_something(cls, value: str) -> str:
-        if not value:
-            raise ValueError("is empty; say what the picture shows")
-        return value
+    @model_validator(mode="after")
+    def _prompt_says_something(self) -> Recipe:
+        if not self.prompt and self.source is None:
+            raise ValueError("prompt: is empty; say what the picture shows")
+        return self
 
     @property
     def hash(self) -> str:
@@ -266,7 +271,14 @@ def _canonical(data: Mapping[str, Any]) -> str:
 
 
 def _faults(error: ValidationError) -> list[tuple[str, str]]:
-    return [(".".join(map(str, item["loc"])), _message(item)) for item in error.errors()]
+    return [_fault(item) for item in error.errors()]
+
+
+def _fault(item: ErrorDetails) -> tuple[str, str]:
+    """The key and what is wrong with it; what says its key itself is about several."""
+    key, message = ".".join(map(str, item["loc"])), _message(item)
+    said, colon, rest = message.partition(": ")
+    return (said, rest) if not key and colon and said.isidentifier() else (key, message)
 
 
 def _message(item: ErrorDetails) -> str:

@@ -28,7 +28,17 @@ LAYERS = [
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-WITHOUT_TORCH = {"errors", "units", "events", "plugins", "recipe", "presets", "planning", "cli", "output"}
+WITHOUT_TORCH = {
+    "errors",
+    "units",
+    "events",
+    "plugins",
+    "recipe",
+    "presets",
+    "planning",
+    "cli",
+    "output",
+}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "safetensors"}
 IMAGES = {"numpy", "tifffile", "pyvips", "PIL", "scipy"}
 ONLY_CLI = {"typer", "rich"}

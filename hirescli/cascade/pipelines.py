@@ -132,6 +132,6 @@ def pipeline_of(
 
 
 @cache
-def _banded_kind(kind: type[Any], from_picture: bool) -> type[Any]:
+def _banded_kind(kind: Any, from_picture: bool) -> Any:
     ours = _FromPicture if from_picture else _BandedPipeline
     return type(kind.__name__, (ours, kind), {"__module__": kind.__module__})

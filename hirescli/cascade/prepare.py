@@ -58,7 +58,8 @@ class Models:
                     model.text.encode(other.recipe.prompt, other.recipe.negative_prompt)
             model.text.free()
         if recipe.device == "cuda" and not plan.budgets.loads_weights:
-            for module in (model.unet, model.autoencoder, model.linfusion):
+            modules: list[Any] = [model.unet, model.autoencoder, model.linfusion]
+            for module in modules:
                 if module is not None:
                     module.to("cuda")
         return model

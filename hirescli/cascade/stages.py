@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hirescli.attention.linfusion import mount, unmount
 from hirescli.bands.call import StreamedCall, replaced_forward
@@ -59,7 +59,7 @@ class Guides:
         image_embeds: Of image prompts, as the pipelines take them; None: there are none.
     """
 
-    controlnets: tuple[tuple[nn.Module, Path, float], ...] = ()
+    controlnets: tuple[tuple[Any, Path, float], ...] = ()
     image_embeds: list[Tensor] | None = None
 
 

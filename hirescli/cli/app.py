@@ -13,7 +13,18 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from hirescli.cli import bench, doctor, generate, info, plan, presets, train
+from hirescli.cli import (
+    bench,
+    doctor,
+    evaluate,
+    generate,
+    info,
+    models,
+    plan,
+    presets,
+    train,
+    upscale,
+)
 from hirescli.cli.interrupt import Interrupted, interruptible
 from hirescli.cli.options.option import paragraphs
 from hirescli.cli.streams import lost_output, prepare_streams, silence, visible
@@ -29,13 +40,16 @@ app = typer.Typer(
 )
 for name, command in (
     ("generate", generate.generate),
+    ("upscale", upscale.upscale),
     ("plan", plan.plan),
     ("info", info.info),
     ("doctor", doctor.doctor),
     ("bench", bench.bench),
 ):
     app.command(name, help=paragraphs(command.__doc__))(command)
+app.add_typer(models.app, name="models")
 app.add_typer(presets.app, name="presets")
+app.add_typer(evaluate.app, name="eval")
 app.add_typer(train.app, name="train")
 
 

@@ -22,6 +22,7 @@ _TAKES = {
     "builtin": ("sizes", "repeat", "prompt"),
     "bands": ("size", "rows", "repeat", "dtype", "threads", "memory"),
     "vae": ("size", "rows", "dtype", "threads", "memory", "model"),
+    "gpu": ("sizes", "device"),
 }
 
 
@@ -33,7 +34,7 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="WHAT", help="What to measure: builtin, bands or vae.", show_default=False
+            metavar="WHAT", help="What to measure: builtin, bands, vae or gpu.", show_default=False
         ),
     ],
     sizes: Annotated[
@@ -41,7 +42,8 @@ def bench(
         _option(
             "--sizes",
             metavar="N,WxH,...",
-            text=f"builtin: sizes in pixels, as --size takes them. Default: {_SIZES}.",
+            text=f"builtin, gpu: sizes in pixels; builtin takes them as --size does. Default: "
+            f"{_SIZES}; for gpu 1024 to 16384.",
         ),
     ] = None,
     size: Annotated[
@@ -112,6 +114,14 @@ def bench(
             "Diffusion's with random weights.",
         ),
     ] = None,
+    device: Annotated[
+        str | None,
+        _option(
+            "--device",
+            metavar="cuda|cpu",
+            text="gpu: cpu tries it with a tiny model. Default: cuda.",
+        ),
+    ] = None,
     prompt: Annotated[
         str | None,
         _option(
@@ -145,10 +155,14 @@ def bench(
 
     vae: that decoder, or one from a folder; the whole-image decode, the one in bands, and
     diffusers' own tiling, each in a process of its own: error, seconds, memory.
+
+    gpu: one denoising step and the decode of SDXL's real shape with random weights, whole and
+    in bands within 8 GB, each in a process of its own: seconds, memory.
     """  # fmt: skip
     said = {
         "sizes": sizes, "size": size, "rows": rows, "repeat": repeat, "dtype": dtype,
         "threads": threads, "memory": memory, "model": model, "prompt": prompt,
+        "device": device,
     }  # fmt: skip
     asked = {key: value for key, value in said.items() if value not in (None, [])}
     _refuse_others(what, asked)
@@ -156,7 +170,7 @@ def bench(
     if what == "builtin":
         text, facts = _builtin(sizes or _SIZES, repeat=repeat or _REPEAT, prompt=prompt or _PROMPT)
     else:
-        text, facts = _bands(asked) if what == "bands" else _vae(asked)
+        text, facts = {"bands": _bands, "vae": _vae, "gpu": _gpu}[what](asked)
     if output is not None:
         _write(output, before, text)
     print(json.dumps(facts) if json_ else text)
@@ -165,7 +179,7 @@ def bench(
 def _refuse_others(what: str, asked: dict[str, Any]) -> None:
     """Refuse options that would have no effect."""
     if what not in _TAKES:
-        raise RequestError(f'"{what}" cannot be measured; measure builtin, bands or vae')
+        raise RequestError(f'"{what}" cannot be measured; measure one of {", ".join(_TAKES)}')
     for key in asked:
         if key not in _TAKES[what]:
             takes = ", ".join(f"--{name}" for name in _TAKES[what])
@@ -281,3 +295,24 @@ def _vae(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         paragraphs=[ran, *decodes_table(figures)],
     )
     return text, request.facts() | {"decodes": [asdict(figure) for figure in figures]}
+
+
+# GPUs
+
+
+def _gpu(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    from hirescli.evaluation.gpu import SIZES_PX, gpu_section, measure
+
+    device = asked.get("device", "cuda")
+    if device not in ("cuda", "cpu"):
+        raise RequestError(f'device "{device}" cannot be measured; use cuda, or cpu to try it')
+    sizes = asked.get("sizes", ",".join(map(str, SIZES_PX)))
+    try:
+        sizes_px = sorted(int(size) for size in sizes.split(","))
+    except ValueError:
+        raise RequestError(f'sizes "{sizes}" are not understood; write 1024,2048') from None
+    rows = measure(sizes_px, device, shape="sdxl" if device == "cuda" else "tiny")
+    words = "".join(f" --{key} {value}" for key, value in asked.items())
+    ran = f"{date.today().isoformat()}."
+    text = gpu_section(rows, device=device, ran=ran, command=f"hires bench gpu{words}")
+    return text, {"device": device, "rows": [asdict(row) for row in rows]}

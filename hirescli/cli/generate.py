@@ -8,11 +8,10 @@ import json
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from hirescli.cli.options.request import RequestOptions, takes_request
+from hirescli.cli.options.making import MakingOptions
+from hirescli.cli.options.request import RequestOptions, takes
 from hirescli.cli.streams import write_line
 from hirescli.errors import HiresError
 
@@ -23,76 +22,54 @@ if TYPE_CHECKING:
     from hirescli.planning.plan import ValidatedPlan
 
 
-def _flag(*names: str, text: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel="Run")
-
-
-@takes_request
-def generate(
-    request: RequestOptions,
-    dry_run: Annotated[
-        bool,
-        _flag("--dry-run", text="Plan and check everything, show the plan, make nothing."),
-    ] = False,
-    overwrite: Annotated[
-        bool,
-        _flag("--overwrite", text="Replace an output that exists. It stays until the new stands."),
-    ] = False,
-    restart: Annotated[
-        bool,
-        _flag("--restart", text="Drop what an interrupted run of the same output has left."),
-    ] = False,
-    json_: Annotated[
-        bool,
-        _flag("--json", text="Print events as JSON lines, at the end a result object."),
-    ] = False,
-    quiet: Annotated[
-        bool,
-        _flag("-q", "--quiet", text="No progress; print only the path of each finished image."),
-    ] = False,
-) -> None:
+@takes(RequestOptions, MakingOptions)
+def generate(request: RequestOptions, how: MakingOptions) -> None:
     """Make one image, or several with several seeds.
 
     Progress goes to stderr, the paths of finished images to stdout. An output that stands there
     already with the same recipe is left as it is.
     """
+    make(request, how)
+
+
+def make(request: RequestOptions, how: MakingOptions, source: Path | None = None) -> None:
+    """Make the images of a request.
+
+    Args:
+        request: What is asked for.
+        how: Whether to make them, and what to say.
+        source: A picture that is enlarged; None: images begin from noise.
+    """
     try:
-        _generate(request, dry_run, overwrite, restart, json_, quiet)
+        _make(request, how, source)
     except HiresError as error:
-        if json_:
+        if how.json_:
             code = error.exit_code
             write_line(json.dumps({"event": "error", "message": str(error), "exit_code": code}))
         raise
 
 
-def _generate(
-    request: RequestOptions,
-    dry_run: bool,
-    overwrite: bool,
-    restart: bool,
-    json_: bool,
-    quiet: bool,
-) -> None:
+def _make(request: RequestOptions, how: MakingOptions, source: Path | None) -> None:
     from hirescli.cli.plan import show
     from hirescli.cli.request import images
     from hirescli.planning.machine import Machine
 
     machine = Machine.detect()
-    all_images = images(request, machine)
-    todo = _validated(all_images, machine, overwrite)
-    if dry_run:
-        show(all_images, None, as_json=json_)
+    all_images = images(request, machine, source)
+    todo = _validated(all_images, machine, how.overwrite)
+    if how.dry_run:
+        show(all_images, None, as_json=how.json_)
         return
-    if restart:
+    if how.restart:
         _drop_leftovers(todo)
     to_make = {validated.output for validated in todo}
     _clear_finished([image for image in all_images if image.output not in to_make])
-    paths = Paths(all_images, to_make, silent=json_)
+    paths = Paths(all_images, to_make, silent=how.json_)
     try:
-        results = _run(all_images, todo, paths, json_, quiet) if todo else []
+        results = _run(all_images, todo, paths, how) if todo else []
     finally:
         paths.end()
-    if json_:
+    if how.json_:
         _print_result(all_images, results)
 
 
@@ -140,13 +117,12 @@ def _run(
     all_images: Sequence[Image],
     todo: Sequence[ValidatedPlan],
     paths: Paths,
-    json_: bool,
-    quiet: bool,
+    how: MakingOptions,
 ) -> Sequence[Result]:
     from hirescli.cli.progress import listening
     from hirescli.events import Event, RunDone, Warned
 
-    with listening(as_json=json_, quiet=quiet) as listener:
+    with listening(as_json=how.json_, quiet=how.quiet) as listener:
 
         def tell(event: Event) -> None:
             listener(event)

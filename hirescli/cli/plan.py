@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hirescli.cli.options.request import RequestOptions, takes_request
+from hirescli.cli.options.request import RequestOptions, takes
 from hirescli.errors import HiresError, RequestError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hirescli.planning.machine import Machine
 
 
-@takes_request
+@takes(RequestOptions)
 def plan(
     request: RequestOptions,
     json_: Annotated[

@@ -10,7 +10,7 @@ import typer
 
 from hirescli.cli.options.option import paragraphs
 from hirescli.cli.options.picture import preset_names
-from hirescli.cli.options.request import RequestOptions, takes_request
+from hirescli.cli.options.request import RequestOptions, takes
 from hirescli.cli.streams import visible
 from hirescli.errors import ConfigError
 
@@ -80,7 +80,7 @@ def validate(
         raise ConfigError("presets", wrong)
 
 
-@takes_request
+@takes(RequestOptions)
 def new(
     request: RequestOptions,
     file: Annotated[

@@ -31,8 +31,15 @@ class Image:
     output: Path
 
 
-def images(options: RequestOptions, machine: Machine) -> tuple[Image, ...]:
+def images(
+    options: RequestOptions, machine: Machine, source: Path | None = None
+) -> tuple[Image, ...]:
     """The images that a request asks for, one per seed.
+
+    Args:
+        options: What is asked for.
+        machine: Where they shall be made.
+        source: A picture that is enlarged; None: images begin from noise.
 
     Raises:
         RequestError: If the request is wrong; nothing was loaded or written.
@@ -50,7 +57,7 @@ def images(options: RequestOptions, machine: Machine) -> tuple[Image, ...]:
             None if options.host_memory is None else parse_bytes(options.host_memory)
         ),
     }
-    recipes = tuple(map(identified, _recipes(options)))
+    recipes = tuple(map(identified, _recipes(options, source)))
     outputs = [_output(options.output, recipe, several=len(recipes) > 1) for recipe in recipes]
     return tuple(
         Image(
@@ -67,12 +74,16 @@ def images(options: RequestOptions, machine: Machine) -> tuple[Image, ...]:
     )
 
 
-def _recipes(options: RequestOptions) -> tuple[Recipe, ...]:
+def _recipes(options: RequestOptions, source: Path | None) -> tuple[Recipe, ...]:
     from hirescli.recipe import Recipe
 
     files = [*_recipe_file(options.recipe), *_preset(options.preset)]
     flags = _flags(options, files)
-    fragments = [_default_size([*files, flags]), *_fitting(files, flags), flags]
+    if source is None:
+        sized = _default_size([*files, flags])
+    else:
+        sized, flags = {}, _enlarging(source, files, flags)
+    fragments = [sized, *_fitting(files, flags), flags]
     if options.recipe is not None:
         fragments[1] = _of_its_size(fragments[1], fragments[2:])
     seeds = options.seed or []
@@ -188,6 +199,33 @@ def _default_size(fragments: list[Mapping[str, Any]]) -> dict[str, Any]:
         return {}
     card = find(said.get("model") or Recipe.model_fields["model"].default, weights=False).card
     return {"size": card.native_px}
+
+
+def _enlarging(
+    source: Path, files: list[Mapping[str, Any]], flags: dict[str, Any]
+) -> dict[str, Any]:
+    """The flags with the picture that is enlarged, and with the size in its shape."""
+    from hirescli.models.registry import find
+    from hirescli.output.pictures import look
+    from hirescli.planning.sizes import fitted_size
+
+    said: dict[str, Any] = {}
+    for fragment in (*files, flags):
+        said |= fragment
+    made = {key: value for key, value in flags.items() if key != "size"}
+    made |= {"source": str(source), "prompt": said.get("prompt", "")}
+    size = str(said.get("size", ""))
+    if "x" in size.lower() or any(key in flags for key in ("width_px", "height_px")):
+        return made | ({"size": size} if size else {})
+    picture, model = look(source), said.get("model") or "builtin"
+    if size and not size.isdigit():
+        return made | {"size": size}  # named as no size by the recipe
+    long_side_px = int(size) if size else 2 * max(picture.width_px, picture.height_px)
+    card = find(model, weights=False).card
+    if not size:
+        long_side_px = -(-long_side_px // card.multiple_px) * card.multiple_px
+    width_px, height_px = fitted_size((picture.width_px, picture.height_px), long_side_px, card)
+    return made | {"width_px": width_px, "height_px": height_px}
 
 
 def _named_file(output: str | None) -> Path | None:

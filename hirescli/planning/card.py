@@ -32,6 +32,7 @@ Attention = Literal["linear", "full"]
 Pair = tuple[str, str]
 Recorder = Callable[[str, str, Attention], Trace]
 Strength = Annotated[float, Field(gt=0, le=1)]
+Steps = Annotated[int, Field(ge=1, le=1000)]
 
 
 class Card(BaseModel):
@@ -76,9 +77,8 @@ class Card(BaseModel):
     scheduler: str
     schedulers: tuple[str, ...]  # all that may be asked for
     strengths: Annotated[tuple[Strength, ...], Field(min_length=1)]
-    upscale_steps: int = Field(ge=1, le=1000)
-    # Steps that each upscaling stage runs, the last repeats; empty: `upscale_steps` in all.
-    stage_steps: tuple[Positive, ...] = ()
+    # Denoising steps that each upscaling stage runs; the last repeats.
+    upscale_steps: Annotated[tuple[Steps, ...], Field(min_length=1)]
     upscale_guidance_scale: float = Field(ge=1, le=50)
     dtype: Literal["float32", "bfloat16"]
     vae_dtype: Literal["float32", "bfloat16"] | None = None  # of the autoencoder; None: `dtype`
@@ -103,7 +103,7 @@ class Card(BaseModel):
     # Records a trace that is not in the folder yet, for models whose card is not shipped.
     recorder: Recorder | None = Field(None, exclude=True, repr=False)
 
-    @field_validator("knows", "strengths", "schedulers", "stage_steps", mode="before")
+    @field_validator("knows", "strengths", "schedulers", "upscale_steps", mode="before")
     @classmethod
     def _list_is_tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value  # TOML has lists only

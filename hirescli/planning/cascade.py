@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from hirescli.errors import RequestError
 from hirescli.planning.card import Card
@@ -13,6 +13,7 @@ from hirescli.planning.choices import check_choices
 from hirescli.planning.sizes import Size, enlarged_sizes, sizes
 from hirescli.recipe import Recipe
 
+T = TypeVar("T")
 _MOST_SCHEDULE_STEPS = 1000  # timesteps that models of this family were trained on
 _INIT_STRENGTH = 0.6
 # Up to here softmax attention is as quick as linear attention, or quicker: users of the published
@@ -64,10 +65,10 @@ def resolve(recipe: Recipe, card: Card) -> Recipe:
         "revision": card.revision,
         "scheduler": recipe.scheduler or card.scheduler,
         "strengths": _one_per_upscale(recipe.strengths or card.strengths, upscales),
+        "upscale_steps": _one_per_upscale(recipe.upscale_steps or card.upscale_steps, upscales),
         "init_strength": init_strength,
         "steps": recipe.steps or card.steps,
         "guidance_scale": recipe.guidance_scale or card.guidance_scale,
-        "upscale_steps": recipe.upscale_steps or card.upscale_steps,
         "upscale_guidance_scale": recipe.upscale_guidance_scale or card.upscale_guidance_scale,
         "dtype": recipe.dtype or card.dtype,
         "vae_dtype": recipe.vae_dtype or card.vae_dtype or recipe.dtype or card.dtype,
@@ -135,17 +136,20 @@ def choices_without_effect(
         )
     if asked.init_strength is not None and asked.init_image is None:
         yield "--init-strength has no effect without --init-image"
+    if asked.source is not None:
+        for key in ("steps", "guidance_scale"):
+            if getattr(asked, key) not in (None, getattr(card, key)):
+                flag = key.replace("_", "-")
+                yield f"--{flag} has no effect: an enlarged picture has no base stage"
     if upscales == 0:
         usual = resolve(asked.model_copy(update=_UPSCALING), card)
         for key in _UPSCALING:
             if getattr(asked, key) not in (None, getattr(usual, key)):
                 flag = key.replace("_", "-")
                 yield f"--{flag} has no effect: a picture of this size needs no doubling"
-    elif asked.strengths is not None and len(asked.strengths) > upscales:
-        yield (
-            f"{len(asked.strengths)} strengths for {upscales} doublings: "
-            f"only the first {upscales} count"
-        )
+    for what, values in (("strengths", asked.strengths), ("--upscale-steps", asked.upscale_steps)):
+        if values is not None and len(values) > upscales > 0:
+            yield f"{len(values)} {what} for {upscales} doublings: only the first {upscales} count"
 
 
 def _stage(
@@ -167,7 +171,7 @@ def _stage(
         latent_width=width_px // card.vae_factor,
         latent_height=height_px // card.vae_factor,
         strength=recipe.init_strength if base else recipe.strengths[upscales],
-        steps=recipe.steps if base else recipe.upscale_steps,
+        steps=recipe.steps if base else recipe.upscale_steps[upscales],
         guidance_scale=recipe.guidance_scale if base else recipe.upscale_guidance_scale,
         attention=_attention(size, recipe, card),
         ratio=max(1, round(math.sqrt(width_px * height_px) / card.native_px)),
@@ -197,7 +201,7 @@ def _check_schedule(stage: Stage) -> None:
         )
 
 
-def _one_per_upscale(strengths: tuple[float, ...], upscales: int) -> tuple[float, ...]:
-    """As many strengths as upscaling stages (at least one): the last repeats."""
+def _one_per_upscale(values: tuple[T, ...], upscales: int) -> tuple[T, ...]:
+    """As many values as upscaling stages (at least one): the last repeats."""
     wanted = max(upscales, 1)
-    return (strengths + (strengths[-1],) * wanted)[:wanted]
+    return (values + (values[-1],) * wanted)[:wanted]

@@ -151,8 +151,15 @@ def without_effect(name: str, compression: str) -> tuple[str, ...]:
 
 
 def default_output(recipe: Recipe) -> Path:
-    """The name of an output that was not given one: from prompt, seed and format."""
-    return Path(f"{_slug(recipe.prompt)}-seed{recipe.seed}{FORMATS[recipe.format].suffixes[0]}")
+    """The name of an output that was not given one: from prompt, seed and format.
+
+    An enlarged picture is named after the one that it was made from, and its size.
+    """
+    name = f"{_slug(recipe.prompt)}-seed{recipe.seed}"
+    if recipe.source is not None:
+        size = f"{recipe.width_px}x{recipe.height_px}"
+        name = f"{_slug(Path(recipe.source.path).stem)}-{size}-seed{recipe.seed}"
+    return Path(name + FORMATS[recipe.format].suffixes[0])
 
 
 def _slug(prompt: str) -> str:

@@ -100,7 +100,7 @@ def test_cards_of_the_families() -> None:
     assert find_card("sd15").strengths == find_card("sd21").strengths == (0.4, 0.3, 0.2, 0.1)
     assert find_card("sdxl").strengths == (0.32, 0.24, 0.16, 0.08)
     for card in map(find_card, FAMILIES):  # of a schedule of 50, as published
-        assert card.stage_steps == tuple(round(50 * strength) for strength in card.strengths)
+        assert card.upscale_steps == tuple(round(50 * strength) for strength in card.strengths)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -83,6 +83,7 @@ class DrawingOptions:
         str | None,
         option(
             "--strengths",
+            "--strength",
             panel=_PANEL,
             metavar="X,X,...",
             text="Noise added in each upscaling stage, above 0 to 1, in order; the last repeats. "
@@ -90,14 +91,13 @@ class DrawingOptions:
         ),
     ] = None
     upscale_steps: Annotated[
-        int | None,
+        str | None,
         option(
             "--upscale-steps",
             panel=_PANEL,
-            metavar="N",
-            parser=whole,
-            text="Denoising steps run in each upscaling stage, 1 to 1000. Default: the model's "
-            "card.",
+            metavar="N,N,...",
+            text="Denoising steps run in each upscaling stage, 1 to 1000, in order; the last "
+            "repeats. Default: the model's card.",
         ),
     ] = None
     upscale_guidance_scale: Annotated[

@@ -29,20 +29,21 @@ class RequestOptions(RunOptions, FileOptions, DrawingOptions, GuideOptions, Pict
         """What was said, as a partial recipe without a seed.
 
         Raises:
-            RequestError: If the strengths are no numbers.
+            RequestError: If strengths or steps are no numbers.
         """
         renamed = {
             "width_px": self.width,
             "height_px": self.height,
             "tile_px": self.tile,
-            "strengths": None if self.strengths is None else parse_strengths(self.strengths),
+            "strengths": _parsed("strengths", self.strengths, float, "0.4,0.3,0.2"),
+            "upscale_steps": _parsed("upscale steps", self.upscale_steps, int, "4,3,2"),
             "loras": self.lora or None,
             "controls": self.control or None,
             "image_prompts": self.image_prompt or None,
         }
         same = (
             "negative_prompt size model revision steps guidance_scale scheduler method "
-            "upscale_steps upscale_guidance_scale dtype format compression quality dpi metadata "
+            "upscale_guidance_scale dtype format compression quality dpi metadata "
             "rows vae_mode vae_attention vae_dtype attention adapter image_adapter init_image "
             "init_strength device prompt"
         )
@@ -50,37 +51,48 @@ class RequestOptions(RunOptions, FileOptions, DrawingOptions, GuideOptions, Pict
         return {key: value for key, value in said.items() if value is not None}
 
 
-def parse_strengths(text: str) -> tuple[float, ...]:
-    """Read "0.4,0.3"; whether the numbers make sense is the recipe's matter.
-
-    Raises:
-        RequestError: If a part is no number.
-    """
+def _parsed(
+    what: str, text: str | None, number: Callable[[str], T], example: str
+) -> tuple[T, ...] | None:
+    """Read "0.4,0.3"; whether the numbers make sense is the recipe's matter."""
+    if text is None:
+        return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(number(part) for part in text.split(","))
     except ValueError:
         raise RequestError(
-            f'strengths "{text}" are not understood; write numbers like 0.4,0.3,0.2'
+            f'{what} "{text}" are not understood; write numbers like {example}'
         ) from None
 
 
-def takes_request(command: Callable[..., T]) -> Callable[..., T]:
-    """Give a command that takes `request: RequestOptions` first all options of a request."""
-    fields = dataclasses.fields(RequestOptions)
-    hints = get_type_hints(RequestOptions, include_extras=True)
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+def takes(*kinds: type[Any]) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Give a command, whose first parameters are of these dataclasses, all their options."""
+    hints = [get_type_hints(kind, include_extras=True) for kind in kinds]
+    options = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default,
+            annotation=hint[field.name],
+        )
+        for kind, hint in zip(kinds, hints, strict=True)
+        for field in dataclasses.fields(kind)
+    ]  # fmt: skip
 
-    def wrapper(**values: Any) -> T:
-        said = {field.name: values.pop(field.name) for field in fields}
-        return command(RequestOptions(**said), **values)
+    def decorate(command: Callable[..., T]) -> Callable[..., T]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[len(kinds) :]
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [
-        inspect.Parameter(f.name, keyword, default=f.default, annotation=hints[f.name])
-        for f in fields
-    ] + [parameter.replace(kind=keyword) for parameter in own]
-    # typer reads both; `functools.wraps` would lead it back to the command itself.
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
-    return wrapper
+        def wrapper(**values: Any) -> T:
+            said = [
+                kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})
+                for kind in kinds
+            ]
+            return command(*said, **values)
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [*(each.replace(kind=keyword) for each in own), *options]
+        # typer reads both; `functools.wraps` would lead it back to the command itself.
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+        return wrapper
+
+    return decorate
