@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -14,6 +14,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from hirescli.bands.attention import pooling_keys
 from hirescli.bands.engine import Engine, banded_tensor, no_collection
+from hirescli.bands.resting import WeightsFollow
 from hirescli.bands.tensor import BandedTensor, naming_modules
 from hirescli.errors import RequestError
 
@@ -70,7 +71,7 @@ class StreamedCall:
         batch, height = sample.shape[0], sample.shape[2]
         samples = [_Sample(b, batch, height).arguments(args, kwargs) for b in range(batch)]
         with torch.no_grad(), pooling_keys(self.pools), no_collection(), self._named():
-            results = [self._sample(*own) for own in samples]
+            results = [self._sample(device, *own) for own in samples]
         return _joined(results)
 
     @contextmanager
@@ -86,9 +87,12 @@ class StreamedCall:
     def _title(self) -> str:
         return self.name or type(self.module).__name__
 
-    def _sample(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Any], TreeSpec]:
+    def _sample(
+        self, device: torch.device, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[list[Any], TreeSpec]:
         """The leaves of what one sample gives, and how they hang together."""
-        with naming_modules(self.module, self.name):
+        follow = WeightsFollow(device) if self.engine.loads_weights else nullcontext()
+        with naming_modules(self.module, self.name), follow:
             made = self.forward(*args, **kwargs)
         leaves, spec = tree_flatten(made, is_leaf=lambda x: isinstance(x, BandedTensor))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, BandedTensor)]

@@ -60,10 +60,10 @@ class Graph:
 
 
 def parameter_names(*components: nn.Module) -> dict[int, str]:
-    """Names of all parameters and buffers, by id."""
+    """Names of all parameters and buffers, by id; those after the first begin with a number."""
     return {
-        id(tensor): name
-        for component in components
+        id(tensor): f"{number}.{name}" if number else name
+        for number, component in enumerate(components)
         for name, tensor in (*component.named_parameters(), *component.named_buffers())
     }
 

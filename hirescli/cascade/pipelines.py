@@ -107,7 +107,8 @@ def pipeline_of(
         place: Where it computes.
     """
     family = "sdxl" if model.card.family == "sdxl" else "sd"
-    kind = _banded_kind(_PIPELINES[family, from_picture, bool(controlnets)], from_picture)
+    plain: Any = _PIPELINES[family, from_picture, bool(controlnets)]
+    kind = _banded_kind(plain, from_picture)
     given = {
         "vae": model.autoencoder,
         "unet": model.unet,

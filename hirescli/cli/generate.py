@@ -54,7 +54,7 @@ def _make(request: RequestOptions, how: MakingOptions, source: Path | None) -> N
     from hirescli.cli.request import images
     from hirescli.planning.machine import Machine
 
-    machine = Machine.detect()
+    machine = Machine.detect(with_devices=True)
     all_images = images(request, machine, source)
     todo = _validated(all_images, machine, how.overwrite)
     if how.dry_run:

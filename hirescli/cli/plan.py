@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 @takes(RequestOptions)
 def plan(
     request: RequestOptions,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES",
+            help="Plan for a GPU of this much memory, such as 8GB, in place of this machine's.",
+            show_default=False,
+        ),
+    ] = None,
     json_: Annotated[
         bool,
         typer.Option("--json", help="Print one JSON object per image; memory in bytes."),
@@ -28,13 +37,16 @@ def plan(
 
     The schedule shown is the one that `hires generate` executes: passes over bands of rows, what
     they keep in memory and on disk, and the arithmetic beside that of the whole-image call.
-    Takes the options of `hires generate` and loads no model. Ends with 2 if the request cannot
-    run here.
+    Takes the options of `hires generate` and loads no model; with --gpu it plans for a card that
+    need not be here. Ends with 2 if the request cannot run.
     """
     from hirescli.cli.request import images
-    from hirescli.planning.machine import Machine
+    from hirescli.planning.machine import Device, Machine
+    from hirescli.units import parse_bytes
 
-    machine = Machine.detect()
+    machine = Machine.detect(with_devices=gpu is None)
+    if gpu is not None:
+        machine = replace(machine, devices=(Device(f"a GPU of {gpu}", parse_bytes(gpu)),))
     all_images = images(request, machine)
     problem = first_problem(all_images, machine)
     show(all_images, problem, as_json=json_)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from hirescli.attention.linfusion import LinFusionAdapter, mount
@@ -21,7 +22,7 @@ from hirescli.bands.graph import Graph, parameter_names
 from hirescli.bands.tensor import naming_modules
 from hirescli.models.families import CONFIGS, read_json
 from hirescli.models.sources import MID_DIM_SCALES
-from hirescli.planning.card import COMPONENTS, write_trace
+from hirescli.planning.card import COMPONENTS, CONTROL_COMPONENTS, write_trace
 
 if TYPE_CHECKING:
     from hirescli.bands.tensor import BandedTensor
@@ -89,16 +90,53 @@ def _encoded(autoencoder: Any, card: Card, pixels: BandedTensor) -> Any:
     return (encoded.mode() * card.vae_scaling).float()
 
 
-def _denoised(unet: Any, card: Card, sample: BandedTensor) -> BandedTensor:
-    states = torch.zeros(1, card.text_tokens, unet.config["cross_attention_dim"])
-    options: dict[str, Any] = {}
-    if unet.config.get("addition_embed_type") == "text_time":
-        options["added_cond_kwargs"] = _size_condition(unet)
-    made: BandedTensor = unet(
-        sample, torch.tensor(1.0) if options else 0, states.to(unet.dtype), return_dict=False,
-        **options,
-    )[0]  # fmt: skip
+def _denoised(unet: Any, card: Card, sample: BandedTensor, **options: Any) -> BandedTensor:
+    made: BandedTensor = unet(sample, **_condition(unet, card), **options, return_dict=False)[0]
     return made
+
+
+def _condition(module: Any, card: Card) -> dict[str, Any]:
+    """Time, text and sizes for a denoiser or a ControlNet."""
+    states = torch.zeros(1, card.text_tokens, module.config["cross_attention_dim"])
+    made: dict[str, Any] = {"timestep": 0, "encoder_hidden_states": states.to(module.dtype)}
+    if module.config.get("addition_embed_type") == "text_time":
+        made |= {"timestep": torch.tensor(1.0), "added_cond_kwargs": _size_condition(module)}
+    return made
+
+
+def _record_controlled(unet: Any, card: Card, component: str) -> Trace:
+    """The trace of a denoiser's ControlNet, or of the denoiser with what one gives it."""
+    controlnet: Any = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+    controlnet.to(unet.dtype).eval()
+    device = next(unet.parameters()).device
+
+    def image(channels: int, factor: int) -> BandedTensor:
+        shape = (1, channels, _LATENT_SIDE * factor, _LATENT_SIDE * factor)
+        return banded(shape, _nothing, dtype=unet.dtype, device=device, level=factor)
+
+    with torch.no_grad(), naming_modules(controlnet):
+        down, middle = controlnet(
+            image(card.latent_channels, 1), **_condition(controlnet, card),
+            controlnet_cond=image(3, card.vae_factor), return_dict=False,
+        )  # fmt: skip
+    residuals = [*down, middle]
+    if component == "controlnet":
+        nodes = [node for residual in residuals for node in residual.nodes]
+        return Graph.of(nodes, parameter_names(controlnet)).trace
+    sample = image(card.latent_channels, 1)
+    given = [
+        banded(
+            r.shape, _nothing, dtype=r.dtype, device=device, level=r.nodes[0].grid.level
+        )
+        for r in residuals
+    ]
+    with torch.no_grad(), naming_modules(unet):
+        made = _denoised(
+            unet, card, sample,
+            down_block_additional_residuals=given[:-1],
+            mid_block_additional_residual=given[-1],
+        )  # fmt: skip
+    return Graph.of(made.nodes, parameter_names(unet)).trace
 
 
 def _size_condition(unet: Any) -> dict[str, torch.Tensor]:
@@ -121,20 +159,24 @@ def record_configs(
         card: Of the model.
         configs: A folder in diffusers' layout; no weights are read.
         adapter: A LinFusion folder; None: the family's usual width.
-        component: "denoiser", "decoder" or "encoder".
+        component: One of `COMPONENTS` or `CONTROL_COMPONENTS`.
         dtype: "float32" or "bfloat16".
         attention: Of the denoiser's self-attention.
     """
     from hirescli.models.load import DTYPES, quiet_libraries
 
     with torch.device("meta"), quiet_libraries():
-        if component == "denoiser":
-            module = UNet2DConditionModel.from_config(read_json(configs / "unet" / "config.json"))
-            if attention == "linear":
-                mount(module, _adapter(module, card, adapter))
-        else:
+        if component in ("decoder", "encoder"):
             module = AutoencoderKL.from_config(read_json(configs / "vae" / "config.json"))
-        return record_module(module.to(DTYPES[dtype]).eval(), component, card)
+            return record_module(module.to(DTYPES[dtype]).eval(), component, card)
+        unet = UNet2DConditionModel.from_config(read_json(configs / "unet" / "config.json"))
+        unet.to(DTYPES[dtype]).eval()
+        if attention == "linear" and component != "controlnet":
+            mount(unet, _adapter(unet, card, adapter))
+            unet.to(DTYPES[dtype])
+        if component in CONTROL_COMPONENTS:
+            return _record_controlled(unet, card, component)
+        return record_module(unet, component, card)
 
 
 def _adapter(unet: Any, card: Card, folder: Path | None) -> LinFusionAdapter:
@@ -160,11 +202,16 @@ def main() -> None:
                 if card.family == "builtin":
                     write_trace(card, component, dtype, record(load(card, dtype=dtype), component))
                     continue
-                both: tuple[Attention, ...] = ("linear", "full")
-                for attention in both if component == "denoiser" else both[:1]:
-                    at = CONFIGS / card.name
-                    trace = record_configs(card, at, None, component, dtype, attention)
-                    write_trace(card, component, dtype, trace, attention)
+                _record_shipped(card, component, dtype)
+            for component in () if card.family == "builtin" else CONTROL_COMPONENTS:
+                _record_shipped(card, component, dtype)
+
+
+def _record_shipped(card: Card, component: str, dtype: str) -> None:
+    both: tuple[Attention, ...] = ("linear", "full")
+    for attention in both if component in ("denoiser", "controlled") else both[:1]:
+        trace = record_configs(card, CONFIGS / card.name, None, component, dtype, attention)
+        write_trace(card, component, dtype, trace, attention)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ from hirescli.planning.trace import Trace
 
 Positive = Annotated[int, Field(ge=1)]
 COMPONENTS = ("denoiser", "decoder", "encoder")
+# Of Stable Diffusion: a ControlNet, and the denoiser with residuals of one among its inputs.
+CONTROL_COMPONENTS = ("controlnet", "controlled")
+_ATTENDING = ("denoiser", "controlled")  # traces that differ by the denoiser's attention
 # The libraries and one process of Python, before weights; measured on a CPU, rounded up.
 _LIBRARIES_BYTES = 600 * 10**6
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -132,10 +135,10 @@ class Card(BaseModel):
         return self
 
     def trace(self, component: str, dtype: str, attention: Attention = "linear") -> Trace:
-        """What a component does: "denoiser", "decoder" (from latents) or "encoder" (from pixels).
+        """What a component does; a decoder reads latents, an encoder pixels.
 
         Args:
-            component: One of `COMPONENTS`.
+            component: One of `COMPONENTS` or `CONTROL_COMPONENTS`.
             dtype: "float32" or "bfloat16".
             attention: Of the denoiser's self-attention: "linear" with the adapter mounted.
 
@@ -224,7 +227,7 @@ def trace_path(card: Card, component: str, dtype: str, attention: Attention = "l
     assert card.folder is not None, "the card was not read from a file"
     name = card.traced_as or card.name
     parts = [name, component, dtype]
-    if component == "denoiser" and not card.linear_only:
+    if component in _ATTENDING and not card.linear_only:
         parts.insert(2, attention)
     return card.folder / "traces" / f"{'.'.join(parts)}.json.gz"
 

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 
 from hirescli.planning.card import Card
 from hirescli.planning.cascade import Stage
+from hirescli.planning.compose import controlled, dilated
 from hirescli.planning.machine import BUS_BYTES_PER_SECOND, DISK_BYTES_PER_SECOND
 from hirescli.planning.passes import Schedule, Store
 from hirescli.planning.schedule import CPU_WORK_BYTES, make_schedule
+from hirescli.planning.trace import Trace
 from hirescli.recipe import Recipe
 
+_DILATED = "dilated denoiser"  # the second prediction of the method `skip`
 _CHANNELS = 3  # red, green, blue
 # Latents of a stage at their most: the encoded picture, noise, the sample, what the denoiser
 # gave for both guidance halves, and the next sample.
 _LATENT_COPIES = 6
+_SKIP_COPIES = 3  # with the first prediction, for both guidance halves, and the blurred sample
 _LATENTS_FRACTION = 1 / 8  # of the work memory that latents may take; above they go to disk
 # Rows of each component's input that belong to one latent row of the recipe's band height: a
 # decoder's row becomes many, so it takes fewer.
@@ -62,7 +66,7 @@ class ComponentCost:
     """One component of a stage.
 
     Attributes:
-        name: "encoder", "denoiser" or "decoder".
+        name: "encoder", "denoiser", with the ControlNets in it, "dilated denoiser" or "decoder".
         calls: How often it runs.
         schedule: Of each call.
         edge_bytes: Of pixel rows outside the engine.
@@ -157,7 +161,7 @@ def stage_cost(
     in_memory = _latents_in_memory(latents_bytes, card, recipe, budgets)
     components = tuple(
         _component(name, calls, stage, card=card, recipe=recipe, rows=rows, budgets=budgets)
-        for name, calls in _calls(stage)
+        for name, calls in _calls(stage, recipe)
     )
     return StageCost(
         stage=stage,
@@ -180,7 +184,7 @@ def stores_of(
     """Where a component may keep values, with what process, latents and rows of pixels leave.
 
     Args:
-        component: "encoder", "denoiser" or "decoder".
+        component: As of `ComponentCost`.
         stage: That it works for.
         card: Of the model.
         recipe: Resolved.
@@ -203,14 +207,24 @@ def stores_of(
 def _base_bytes(card: Card, recipe: Recipe, budgets: Budgets) -> int:
     """What stands where bands are computed before the first: the process, or weights on a GPU."""
     if budgets.host_bytes is None:
-        return card.process_bytes(recipe.dtype)
-    resident = 0 if budgets.loads_weights else card.resident_bytes(recipe.dtype)
-    return _CUDA_BYTES + resident
+        return card.process_bytes(recipe.dtype) + _controlnets_bytes(card, recipe)
+    if budgets.loads_weights:
+        return _CUDA_BYTES
+    return _CUDA_BYTES + card.resident_bytes(recipe.dtype) + _controlnets_bytes(card, recipe)
+
+
+def _controlnets_bytes(card: Card, recipe: Recipe) -> int:
+    if not recipe.controls:
+        return 0
+    trace = card.trace("controlnet", _dtype("denoiser", recipe))
+    return len(recipe.controls) * sum(trace.parameter_bytes.values())
 
 
 def _latents_bytes(stage: Stage, card: Card, recipe: Recipe) -> int:
     latent_px = stage.latent_width * stage.latent_height
-    return latent_px * card.latent_channels * dtype_bytes(recipe) * _LATENT_COPIES
+    skips = recipe.method == "skip" and stage.kind == "upscale"
+    copies = _LATENT_COPIES + (_SKIP_COPIES if skips else 0)
+    return latent_px * card.latent_channels * dtype_bytes(recipe) * copies
 
 
 def _latents_in_memory(latents_bytes: int, card: Card, recipe: Recipe, budgets: Budgets) -> bool:
@@ -227,15 +241,31 @@ def with_latents_bytes(least_bytes: int, *, card: Card, recipe: Recipe, budgets:
 def _edge_bytes(component: str, stage: Stage, card: Card, rows: int) -> int:
     """Bytes of pixel rows outside the engine, in bands of `rows` latent rows."""
     own_rows = component_rows(component, rows, card)
-    px_rows = {"encoder": own_rows, "denoiser": 0, "decoder": own_rows * card.vae_factor}
-    return min(px_rows[component], stage.height_px) * stage.width_px * _EDGE_BYTES
+    px_rows = {"encoder": own_rows, "decoder": own_rows * card.vae_factor}
+    return min(px_rows.get(component, 0), stage.height_px) * stage.width_px * _EDGE_BYTES
 
 
-def _calls(stage: Stage) -> Sequence[tuple[str, int]]:
+def _calls(stage: Stage, recipe: Recipe) -> Sequence[tuple[str, int]]:
     """The components of a stage and how often each runs."""
-    denoiser = ("denoiser", stage.steps * denoiser_calls_per_step(stage))
-    encoder = [] if stage.strength is None else [("encoder", 1)]
-    return [*encoder, denoiser, ("decoder", 1)]
+    calls = stage.steps * denoiser_calls_per_step(stage)
+    made = [] if stage.strength is None else [("encoder", 1)]
+    made.append(("denoiser", calls))
+    if recipe.method == "skip" and stage.kind == "upscale" and stage.ratio > 1:
+        made.append((_DILATED, calls))
+    return [*made, ("decoder", 1)]
+
+
+def _trace(name: str, stage: Stage, card: Card, recipe: Recipe) -> Trace:
+    """What one call of a component does."""
+    dtype = _dtype(name, recipe)
+    if name in ("encoder", "decoder"):
+        return card.trace(name, dtype)
+    denoiser = card.trace("controlled" if recipe.controls else "denoiser", dtype, stage.attention)
+    if name == _DILATED:
+        denoiser = dilated(denoiser, stage.ratio)
+    if not recipe.controls:
+        return denoiser
+    return controlled(denoiser, [card.trace("controlnet", dtype)] * len(recipe.controls))
 
 
 def _component(
@@ -245,7 +275,7 @@ def _component(
     factor = card.vae_factor if name == "encoder" else 1
     own_rows = None if rows is None else component_rows(name, rows, card)
     schedule = make_schedule(
-        card.trace(name, _dtype(name, recipe), attention=stage.attention),
+        _trace(name, stage, card, recipe),
         stage.latent_height * factor,
         stage.latent_width * factor,
         stores=stores_of(name, stage, card=card, recipe=recipe, rows=rows, budgets=budgets),
@@ -266,7 +296,7 @@ def flops_per_second(card: Card, recipe: Recipe, budgets: Budgets) -> float:
 
 
 def _dtype(component: str, recipe: Recipe) -> str:
-    dtype = recipe.dtype if component == "denoiser" else recipe.vae_dtype
+    dtype = recipe.vae_dtype if component in ("encoder", "decoder") else recipe.dtype
     assert dtype is not None, "the recipe is not resolved"
     return dtype
 

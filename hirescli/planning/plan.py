@@ -121,10 +121,20 @@ class Plan:
 
     def _check_memory(self, machine: Machine) -> None:
         peak = format_bytes(self.peak_memory_bytes)
+        self._check_device(machine)
         if self.peak_memory_bytes > machine.memory_bytes:
             raise RequestError(
                 f"needs {peak} of memory, this machine has {format_bytes(machine.memory_bytes)}; "
                 "use a smaller --size"
+            )
+
+    def _check_device(self, machine: Machine) -> None:
+        needed = self.store_bytes["device"]
+        if needed and needed > machine.devices[0].memory_bytes:
+            device = machine.devices[0]
+            raise RequestError(
+                f"needs {format_bytes(needed)} of GPU memory, {device.name} has "
+                f"{format_bytes(device.memory_bytes)}; use a lower --memory"
             )
 
     def _check_disk(self, machine: Machine, output: Path) -> None:

@@ -65,8 +65,10 @@ def make_schedule(
         BudgetError: If not even bands of one row fit.
     """
     ops = trace.at(rows_in, width_in)
-    loaded, standing = (trace.weight_bytes, 0) if loads_weights else ({}, trace.constant_bytes)
-    search = Search(ops, trace.outputs, stores, flops_per_second, rows_in, loaded, standing)
+    loaded = trace.parameter_bytes if loads_weights else {}
+    search = Search(
+        ops, trace.outputs, stores, flops_per_second, rows_in, loaded, trace.constant_bytes
+    )
     search.start(keep_in)
     most_work = min(stores[0].budget_bytes * _WORK_FRACTION, most_work_bytes or math.inf)
     heights = [rows] if rows else _heights(rows_in)

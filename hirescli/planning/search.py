@@ -195,7 +195,7 @@ class Search:
     def _work(self, k: int) -> int:
         if k not in self.work:
             rows = work_bytes(self._pass_sweep(k), self.ops, self._band_rows(k))
-            self.work[k] = rows + sum(self.loaded.get(w, 0) for w in self._weights(k))
+            self.work[k] = rows + self._weights_bytes(k)
         return self.work[k]
 
     def _weights(self, k: int) -> set[str]:
@@ -203,6 +203,10 @@ class Search:
         computes = self.uses[k].computes
         resident = {i for op in computes for i in self.ops[op].op.inputs}
         return {w for op in computes | resident for w in self.ops[op].op.weights}
+
+    def _weights_bytes(self, k: int) -> int:
+        """Of those that pass k loads."""
+        return sum(self.loaded.get(w, 0) for w in self._weights(k))
 
     def _pass_sweep(self, k: int) -> Sweep:
         use = self.uses[k]
@@ -348,9 +352,11 @@ class Search:
         stored = self._stored()
         last = self._last_uses()
         passes = tuple(self._pass(k, stored[k], last) for k in sorted(self.uses))
-        moved = [0] * len(self.stores)  # written once, and read by every user
+        moved = [0] * len(self.stores)  # values are written once, and read by every user
         for op, store in self.kept.items():
             moved[store] += self._bytes(op) * (1 + max(1, len(self._users(op))))
+        if self.loaded:  # from the store behind the first
+            moved[1] += sum(self._weights_bytes(k) for k in self.uses)
         moving_seconds = math.fsum(
             count / store.bytes_per_second for count, store in zip(moved, self.stores, strict=True)
         )

@@ -195,9 +195,14 @@ class Trace:
         return tuple(sized)
 
     @property
+    def parameter_bytes(self) -> dict[str, int]:
+        """Of the weights, by name."""
+        return {n: count for n, count in self.weight_bytes.items() if not n.startswith(CONSTANT)}
+
+    @property
     def constant_bytes(self) -> int:
         """Of whole tensors that stand ready and are no parameters: keys of a text, embeddings."""
-        return sum(b for name, b in self.weight_bytes.items() if name.startswith(CONSTANT))
+        return sum(self.weight_bytes.values()) - sum(self.parameter_bytes.values())
 
     def _scratch_bytes(self, op: Op) -> int:
         """On a CPU, oneDNN lays the weights of a convolution out anew for each call."""

@@ -42,8 +42,7 @@ def noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 def texts(model: Model, plan: Plan, stage: Stage) -> dict[str, Tensor]:
     word = model.card.scale_word(max(stage.width_px, stage.height_px))
     scaled = model.text.scaled(plan.recipe.prompt, word)
-    prompt, negative = model.text.encode([scaled, plan.recipe.negative_prompt])
-    return {"prompt_embeds": prompt[None], "negative_prompt_embeds": negative[None]}
+    return model.text.encode(scaled, plan.recipe.negative_prompt)
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from hirescli.errors import RequestError
 from hirescli.models.registry import find_card
-from hirescli.planning.cascade import MAX_SIDE_PX, base_size, nearest_sizes, sizes, stages
+from hirescli.planning.cascade import stages
+from hirescli.planning.sizes import MAX_SIDE_PX, base_size, nearest_sizes, sizes
 from hirescli.recipe import Recipe
 
 CARD = find_card("builtin")
