@@ -89,7 +89,7 @@ def test_stages_take_steps_guidance_and_strengths_in_order() -> None:
 
 
 def test_a_strength_too_low_for_its_steps_is_refused() -> None:
-    recipe = Recipe.from_fragments({"prompt": "a sea", "size": 512, "strengths": [0.003]})
+    recipe = Recipe.from_fragments({"prompt": "a sea", "size": 512, "strengths": [0.002]})
     with pytest.raises(RequestError, match=r"need a schedule of .* at most 1000"):
         stages(recipe, CARD)
 
