@@ -37,14 +37,19 @@ def __getattr__(name: str) -> Any:
 
 
 def plan(
-    recipe: Recipe, *, memory: str | int | None = None, spill: str | Path | None = None
+    recipe: Recipe,
+    *,
+    memory: str | int | None = None,
+    host_memory: str | int | None = None,
+    spill: str | Path | None = None,
 ) -> Plan:
     """Plan an image: stages, schedules, memory, disk, time. Loads no model and no torch.
 
     Args:
         recipe: What is asked for.
-        memory: Budget of the whole process, in bytes or such as "8GB"; None: what the model
-            takes and 170 MB to work in.
+        memory: Budget of the whole process, or of the GPU, in bytes or such as "8GB"; None:
+            what the model takes and 170 MB to work in; of a GPU three quarters.
+        host_memory: Budget on the host beside a GPU; None: three quarters of what is installed.
         spill: Folder for values that find no room in memory; None: the run's own, beside the
             output.
 
@@ -56,11 +61,12 @@ def plan(
     from hirescli.planning.plan import make_plan
     from hirescli.units import parse_bytes
 
-    budget_bytes = None if memory is None else parse_bytes(memory)
+    budgets = {"memory_bytes": memory, "host_memory_bytes": host_memory}
+    limits = {key: None if said is None else parse_bytes(said) for key, said in budgets.items()}
     folder = None if spill is None else Path(spill)
     recipe = identified(recipe)
     card = find(recipe.model, recipe.revision, adapter=recipe.adapter, weights=False).card
-    return make_plan(recipe, card, memory_bytes=budget_bytes, spill=folder)
+    return make_plan(recipe, card, **limits, spill=folder)
 
 
 def generate(
@@ -68,6 +74,7 @@ def generate(
     output: str | Path | None = None,
     *,
     memory: str | int | None = None,
+    host_memory: str | int | None = None,
     spill: str | Path | None = None,
     overwrite: bool = False,
     listener: Listener | None = None,
@@ -79,6 +86,7 @@ def generate(
         output: The file; its suffix chooses the format, and must agree with a recipe's other
             than "tiff". None: a name made from prompt and seed, in the current folder.
         memory: As in `plan`.
+        host_memory: As in `plan`.
         spill: As in `plan`.
         overwrite: Whether an existing output is replaced.
         listener: Called with every event of the run.
@@ -95,11 +103,13 @@ def generate(
     from hirescli.planning.machine import Machine
 
     path = None if output is None else Path(output)
-    made = plan(with_output(recipe, path), memory=memory, spill=spill)
+    limits: Any = {"memory": memory, "host_memory": host_memory, "spill": spill}
+    made = plan(with_output(recipe, path), **limits)
     target = path or default_output(made.recipe)
     if not overwrite and (before := _finished(target, made)) is not None:
         return before
-    return made.validate(Machine.detect(), target, overwrite).execute(run, listener)
+    machine = Machine.detect(with_devices=made.recipe.device == "cuda")
+    return made.validate(machine, target, overwrite).execute(run, listener)
 
 
 def _finished(target: Path, made: Plan) -> Result | None:

@@ -6,7 +6,7 @@ import pytest
 from hirescli import presets
 from hirescli.errors import ConfigError, RequestError
 from hirescli.models.registry import find_card
-from hirescli.planning.machine import Machine
+from hirescli.planning.machine import Device, Machine
 from hirescli.planning.plan import make_plan
 from hirescli.recipe import Recipe
 
@@ -14,6 +14,8 @@ SIZES = {
     "draft": (1024, 1024),
     "panorama-2x1": (8192, 4096),
     "poster-16k": (16384, 16384),
+    "sdxl-16k": (16384, 16384),
+    "sdxl-4k-skip": (4096, 4096),
     "wallpaper-4k": (3840, 2160),
 }
 
@@ -28,8 +30,11 @@ def test_a_shipped_preset_can_be_planned(name: str) -> None:
     assert preset.description
     recipe = Recipe.from_fragments(preset.fragment, {"prompt": "a sea"})
     assert (recipe.width_px, recipe.height_px) == SIZES[name]
-    machine = Machine(cores=2, memory_bytes=8 * 10**9)
-    make_plan(recipe, find_card("builtin"), machine=machine)
+    card = find_card(recipe.model)
+    assert recipe.model == "builtin" or name.startswith(recipe.model)
+    gpu = () if recipe.model == "builtin" else (Device("a card", 24 * 10**9),)
+    machine = Machine(cores=2, memory_bytes=32 * 10**9, devices=gpu)
+    make_plan(recipe, card, machine=machine)
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
@@ -41,7 +46,7 @@ def test_flags_win_over_a_preset() -> None:
     recipe = Recipe.from_fragments(
         presets.load("draft").fragment, {"prompt": "a sea", "size": "640x480", "steps": 3}
     )
-    assert (recipe.width_px, recipe.steps, recipe.upscale_steps) == (640, 3, 2)
+    assert (recipe.width_px, recipe.steps, recipe.upscale_steps) == (640, 3, (2,))
 
 
 @pytest.mark.parametrize(

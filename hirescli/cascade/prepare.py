@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,13 @@ import torch
 
 from hirescli.cascade.stages import Guides
 from hirescli.models.load import Model, load
-from hirescli.models.plugins import apply_loras, image_embeds, load_controlnet
-from hirescli.models.registry import find
+from hirescli.models.plugins import (
+    apply_loras,
+    image_embeds,
+    load_controlnet,
+    unmount_image_adapter,
+)
+from hirescli.models.registry import ModelSource, find
 from hirescli.output.pictures import to_spool
 
 if TYPE_CHECKING:
@@ -30,7 +36,20 @@ class Models:
     """
 
     plans: Sequence[ValidatedPlan]
+    _sources: dict[tuple[Any, ...], ModelSource] = field(default_factory=dict)
     _loaded: dict[tuple[Any, ...], Model] = field(default_factory=dict)
+
+    def find(self) -> None:
+        """Find the weights of all models, before anything is made.
+
+        Raises:
+            RequestError: If some are not here, and cannot be fetched.
+        """
+        for validated in self.plans:
+            recipe = validated.recipe
+            key = (recipe.model, recipe.revision, recipe.adapter)
+            if key not in self._sources:
+                self._sources[key] = find(*key[:2], adapter=recipe.adapter)
 
     def of(self, plan: Plan) -> Model:
         """The model of a plan, with its LoRAs, where it computes.
@@ -49,7 +68,7 @@ class Models:
         recipe = plan.recipe
         assert recipe.dtype is not None, "the recipe is not resolved"
         linear = any(stage.attention == "linear" for stage in plan.stages)
-        source = find(recipe.model, recipe.revision, adapter=recipe.adapter)
+        source = self._sources[recipe.model, recipe.revision, recipe.adapter]
         model = load(source, dtype=recipe.dtype, vae_dtype=recipe.vae_dtype, linear=linear)
         apply_loras(model, [(Path(lora.path), lora.scale) for lora in recipe.loras])
         if model.card.family != "builtin":
@@ -74,8 +93,11 @@ def _key(plan: Plan) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def guides_of(recipe: Recipe, model: Model, spool_of: Callable[[str], Path]) -> Guides:
+@contextmanager
+def guiding(recipe: Recipe, model: Model, spool_of: Callable[[str], Path]) -> Iterator[Guides]:
     """Control images and image prompts of a recipe, ready for every stage.
+
+    While the context lasts, an IP-Adapter sits in the model's denoiser.
 
     Args:
         recipe: Of the image.
@@ -99,4 +121,8 @@ def guides_of(recipe: Recipe, model: Model, spool_of: Callable[[str], Path]) -> 
         embeds = [
             each.to(place, dtype) for each in image_embeds(model, recipe.image_adapter, pictures)
         ]
-    return Guides(tuple(controlnets), embeds)
+    try:
+        yield Guides(tuple(controlnets), embeds)
+    finally:
+        if embeds is not None:
+            unmount_image_adapter(model)

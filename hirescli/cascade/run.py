@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hirescli.cascade.pictures import no_larger
-from hirescli.cascade.prepare import Models, guides_of
+from hirescli.cascade.prepare import Models, guiding
 from hirescli.cascade.stages import Stages
 from hirescli.errors import RequestError
 from hirescli.events import Event, Listener, RunDone, RunStarted, StageDone, StageStarted, Warned
@@ -69,6 +69,7 @@ def run(plans: Sequence[ValidatedPlan], listener: Listener | None = None) -> lis
     tell = listener or _ignore
     _refuse_conflicts(plans)
     models = Models(plans)
+    models.find()
     with quiet_libraries():
         return [_image(validated, models, tell) for validated in plans]
 
@@ -92,6 +93,9 @@ def _image(validated: ValidatedPlan, models: Models, tell: Listener) -> Result:
         try:
             _reserve(validated.plan, directory)
             return _make(validated, directory, models.of(validated.plan), tell)
+        except RequestError:  # of files that the request names: nothing was made
+            directory.remove()
+            raise
         except BaseException as error:
             if not isinstance(error, Exception):  # a signal; after a failure rows may be of use
                 directory.drop_spools()
@@ -123,9 +127,9 @@ def _make(
     recipe = _with_truncation(plan.recipe, model, tell)
     noise = torch.Generator("cpu").manual_seed(recipe.seed)
     spill = plan.spill or directory.path
-    guides = guides_of(recipe, model, directory.spool)
-    stages = Stages(model, plan, noise, spill, tell, guides)
-    last_spool = _cascade(plan, directory, stages, tell)
+    with guiding(recipe, model, directory.spool) as guides:
+        stages = Stages(model, plan, noise, spill, tell, guides)
+        last_spool = _cascade(plan, directory, stages, tell)
     file = finalise(
         last_spool,
         validated.output,

@@ -223,6 +223,13 @@ def image_embeds(
     return list(embeds)
 
 
+def unmount_image_adapter(model: Model) -> None:
+    """Take out again what `image_embeds` has mounted."""
+    assert isinstance(model.text, ClipText)
+    with quiet_libraries():
+        model.text.pipeline(unet=model.unet).unload_ip_adapter()
+
+
 def _image_adapter(model: Model, source: str | None) -> Path:
     named = source or model.card.image_adapter_id
     if named is None:
