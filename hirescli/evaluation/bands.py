@@ -20,7 +20,6 @@ from hirescli.evaluation.components import Component, Latents, component, thread
 from hirescli.evaluation.peak import can_reset, give_back
 from hirescli.evaluation.request import PX_PER_LATENT
 
-
 # Calls that end so soon are made several times in each turn: the first one has to ask the system
 # for memory that measuring peaks has given back, and one alone says little.
 _SHORT_SECONDS = 2.0
