@@ -91,6 +91,12 @@ class Execution:
         """Give free memory back to the system, but so many bytes for the next band."""
         self._heap.check(self._counted_bytes + but_bytes)
 
+    def give_back_for(self, step: Step) -> None:
+        """Give free memory back that, with what a step makes, would exceed the planned peak."""
+        op, schedule = self.schedule.ops[step.op], self.schedule
+        made_bytes = (step.hi - step.lo) * op.row_bytes + op.scratch_bytes
+        self._heap.check(schedule.peak_bytes[schedule.stores[0].name] - made_bytes)
+
     @property
     def _counted_bytes(self) -> int:
         """Of values in stores, where bands on a CPU are."""
@@ -198,8 +204,9 @@ class _PassRun:
     def run(self) -> None:
         """All bands from top to bottom."""
         sweep, rows = self.each.sweep(self.execution.schedule.ops), self.each.band_rows
-        spare_bytes = self._room_bytes() + self._reused_bytes()
-        self.execution.give_back(but_bytes=spare_bytes)
+        room_bytes = self._room_bytes()
+        spare_bytes = room_bytes + self._reused_bytes()
+        self.execution.give_back(but_bytes=room_bytes)
         while not sweep.finished:
             band = sweep.next_band(rows)
             try:
@@ -240,8 +247,11 @@ class _PassRun:
     def _band(self, band: Band) -> None:
         fresh: dict[int, list[Piece]] = {}
         partials: dict[int, Any] = {}
+        large = self.each.work_bytes > REUSED_BYTES
         for step in band.steps:
             node = self._node(step.op)
+            if large:  # what lies free may fill up the room under the peak, but for this step
+                self.execution.give_back_for(step)
             if step.op in self.each.loads:
                 fresh[step.op] = self._load(step)
             elif node.reduction is not None:
