@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hirescli.bands.graph import Graph
-from hirescli.bands.heap import REUSED_BYTES, HeapGuard, steady_heap
+from hirescli.bands.heap import HEAP_BYTES, REUSED_BYTES, HeapGuard, steady_heap
 from hirescli.bands.stores import Kept, Ledger, cut, new_value
 from hirescli.bands.tensor import OUTSIDE, Node, Span
 from hirescli.errors import RunError
@@ -247,7 +247,7 @@ class _PassRun:
     def _band(self, band: Band) -> None:
         fresh: dict[int, list[Piece]] = {}
         partials: dict[int, Any] = {}
-        large = self.each.work_bytes > REUSED_BYTES
+        large = self.each.work_bytes > HEAP_BYTES
         for step in band.steps:
             node = self._node(step.op)
             if large:  # what lies free may fill up the room under the peak, but for this step
