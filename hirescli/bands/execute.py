@@ -52,6 +52,7 @@ class Execution:
     call: str = ""
     _weights: PassWeights = field(init=False)
     _heap: HeapGuard = field(init=False)
+    _standing_bytes: int = field(init=False)  # of values that other calls keep
     _kept: dict[int, Kept] = field(default_factory=dict)
     _values: dict[int, Tensor] = field(default_factory=dict)
 
@@ -72,7 +73,8 @@ class Execution:
             RunError: If memory does not suffice for one row, or the disk is full.
         """
         steady_heap()
-        self._heap = HeapGuard(self._counted_bytes)
+        self._standing_bytes = self._counted_bytes
+        self._heap = HeapGuard(self._standing_bytes)
         self.graph.check(self.schedule.ops)
         total = len(self.schedule.passes)
         try:
@@ -95,7 +97,8 @@ class Execution:
         """Give free memory back that, with what a step makes, would exceed the planned peak."""
         op, schedule = self.schedule.ops[step.op], self.schedule
         made_bytes = (step.hi - step.lo) * op.row_bytes + op.scratch_bytes
-        self._heap.check(schedule.peak_bytes[schedule.stores[0].name] - made_bytes)
+        peak_bytes = self._standing_bytes + schedule.peak_bytes[schedule.stores[0].name]
+        self._heap.check(peak_bytes - made_bytes)
 
     @property
     def _counted_bytes(self) -> int:
