@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hirescli.bands.graph import Graph
-from hirescli.bands.heap import REUSED_BYTES, HeapGuard, steady_heap
+from hirescli.bands.heap import HEAP_BYTES, REUSED_BYTES, HeapGuard, steady_heap
 from hirescli.bands.stores import Kept, Ledger, cut, new_value
 from hirescli.bands.tensor import OUTSIDE, Node, Span
 from hirescli.errors import RunError
@@ -51,6 +52,7 @@ class Execution:
     call: str = ""
     _weights: PassWeights = field(init=False)
     _heap: HeapGuard = field(init=False)
+    _standing_bytes: int = field(init=False)  # of values that other calls keep
     _kept: dict[int, Kept] = field(default_factory=dict)
     _values: dict[int, Tensor] = field(default_factory=dict)
 
@@ -71,7 +73,8 @@ class Execution:
             RunError: If memory does not suffice for one row, or the disk is full.
         """
         steady_heap()
-        self._heap = HeapGuard(self._counted_bytes)
+        self._standing_bytes = self._counted_bytes
+        self._heap = HeapGuard(self._standing_bytes)
         self.graph.check(self.schedule.ops)
         total = len(self.schedule.passes)
         try:
@@ -90,6 +93,13 @@ class Execution:
         """Give free memory back to the system, but so many bytes for the next band."""
         self._heap.check(self._counted_bytes + but_bytes)
 
+    def give_back_for(self, step: Step) -> None:
+        """Give free memory back that, with what a step makes, would exceed the planned peak."""
+        op, schedule = self.schedule.ops[step.op], self.schedule
+        made_bytes = (step.hi - step.lo) * op.row_bytes + op.scratch_bytes
+        peak_bytes = self._standing_bytes + schedule.peak_bytes[schedule.stores[0].name]
+        self._heap.check(peak_bytes - made_bytes)
+
     @property
     def _counted_bytes(self) -> int:
         """Of values in stores, where bands on a CPU are."""
@@ -106,7 +116,7 @@ class Execution:
 
     def finish(self, op: int, value: Tensor, number: int) -> None:
         """Take the value of a reduction."""
-        if not bool(torch.isfinite(value).all()):
+        if not finite(value):
             raise self.not_finite(op, number)
         self._values[op] = value
 
@@ -197,9 +207,9 @@ class _PassRun:
     def run(self) -> None:
         """All bands from top to bottom."""
         sweep, rows = self.each.sweep(self.execution.schedule.ops), self.each.band_rows
-        self.execution.give_back()
-        # Bands of one pass are alike, and the next takes what the last has left.
-        reused_bytes = self.each.work_bytes if self.each.work_bytes <= REUSED_BYTES else 0
+        room_bytes = self._room_bytes()
+        spare_bytes = room_bytes + self._reused_bytes()
+        self.execution.give_back(but_bytes=room_bytes)
         while not sweep.finished:
             band = sweep.next_band(rows)
             try:
@@ -217,17 +227,34 @@ class _PassRun:
                 self.execution.listener(BandHalved(self.number, rows))
                 continue
             sweep.commit(band)
-            self.execution.give_back(but_bytes=reused_bytes)
+            self.execution.give_back(but_bytes=spare_bytes)
         for op in self.each.folds:
             reduction = self._node(op).reduction
             assert reduction is not None
             self.execution.finish(op, reduction.finish(self.states[op]), self.number)
 
+    def _room_bytes(self) -> int:
+        """What this pass takes less than the one that takes the most: it may lie free."""
+        schedule = self.execution.schedule
+        peak = schedule.peak_bytes[schedule.stores[0].name]
+        return peak - schedule.state_bytes - self.each.stored_bytes[0] - self.each.work_bytes
+
+    def _reused_bytes(self) -> int:
+        """What a band leaves free for the next, which is alike: not the large blocks of calls."""
+        work = self.each.work_bytes
+        if work > REUSED_BYTES:
+            return 0
+        ops = self.execution.schedule.ops
+        return work - max((ops[op].scratch_bytes for op in self.each.order), default=0)
+
     def _band(self, band: Band) -> None:
         fresh: dict[int, list[Piece]] = {}
         partials: dict[int, Any] = {}
+        large = self.each.work_bytes > HEAP_BYTES
         for step in band.steps:
             node = self._node(step.op)
+            if large:  # what lies free may fill up the room under the peak, but for this step
+                self.execution.give_back_for(step)
             if step.op in self.each.loads:
                 fresh[step.op] = self._load(step)
             elif node.reduction is not None:
@@ -281,7 +308,7 @@ class _PassRun:
 
     def _give_out(self, step: Step, pieces: list[Piece]) -> None:
         band = join(pieces, self._node(step.op))
-        if band.dtype.is_floating_point and not bool(torch.isfinite(band).all()):
+        if band.dtype.is_floating_point and not finite(band):
             raise self.execution.not_finite(step.op, self.number)
         for place, op in enumerate(self.execution.graph.outputs):
             if op == step.op:
@@ -337,6 +364,14 @@ def _zeros(node: Node, rows: int, like: Tensor) -> Tensor:
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     made = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
     return made.zero_()
+
+
+def finite(x: Tensor) -> bool:
+    """Whether all numbers are finite: one that is not makes the sum so, which cannot overflow.
+
+    A sum makes no temporaries, and a few of these, small as they were, took a tenth of a step.
+    """
+    return math.isfinite(x.sum(dtype=torch.float64).item())
 
 
 def out_of_memory(error: BaseException) -> bool:

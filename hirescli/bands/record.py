@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -146,63 +144,40 @@ def broadcast_grid(name: str, nodes: Sequence[Node], shape: torch.Size) -> Grid 
 
 def infer(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
     """What `func` returns, as meta tensors in a list; nodes and tensors stand for themselves."""
-    flat: list[Any] = []
-
-    def describe(value: Any) -> Any:
-        if isinstance(value, (Node, Tensor)):
-            flat.append((tuple(value.shape), value.dtype))
-        else:
-            return value
-        return _Place(len(flat) - 1)
-
-    args, kwargs = tree_map(describe, (tuple(args), kwargs))
-    key = tuple(flat), _hashable(args), _hashable(kwargs)
     try:
-        return _infer(func, key, _Call(args, kwargs, key))
-    except TypeError as error:
-        if "unhashable" not in str(error):
-            raise
-        return _infer_now(func, flat, args, kwargs)
+        key = (func, _described(args), _described(kwargs))
+        known = _INFERRED.get(key)
+    except TypeError:  # an argument that cannot be a key
+        return _infer_now(func, args, kwargs)
+    if known is None:
+        if len(_INFERRED) >= _MOST_INFERRED:
+            _INFERRED.clear()
+        known = _INFERRED[key] = _infer_now(func, args, kwargs)
+    return known
 
 
-@dataclass(frozen=True)
-class _Place:
-    index: int
+_INFERRED: dict[Any, list[Any]] = {}
+_MOST_INFERRED = 8192  # a denoiser asks for a few hundred, every time it is called
 
 
-class _Call:
-    """Arguments that a cache does not look at: the key beside them says the same."""
-
-    def __init__(self, args: Any, kwargs: Any, key: Any) -> None:
-        self.args, self.kwargs, self.key = args, kwargs, key
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    def __hash__(self) -> int:
-        return 0
+def _described(value: Any) -> Any:
+    """What of an argument decides about shapes and dtypes, as a key."""
+    if isinstance(value, (Node, Tensor)):
+        return (Tensor, value.shape, value.dtype)
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(_described, value))
+    if isinstance(value, dict):
+        return (dict, *((key, _described(each)) for key, each in value.items()))
+    return (type(value), value)
 
 
-@lru_cache(maxsize=8192)
-def _infer(func: Any, key: Any, call: _Call) -> list[Any]:
-    return _infer_now(func, key[0], call.args, call.kwargs)
+def _infer_now(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    def blank(value: Any) -> Any:
+        if isinstance(value, (Node, Tensor)):
+            return torch.empty(tuple(value.shape), dtype=value.dtype, device="meta")
+        return value
 
-
-def _infer_now(func: Any, flat: Sequence[Any], args: Any, kwargs: Any) -> list[Any]:
-    metas = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in flat]
-
-    def fill(value: Any) -> Any:
-        return metas[value.index] if isinstance(value, _Place) else value
-
-    args, kwargs = tree_map(fill, (args, kwargs))
+    args, kwargs = tree_map(blank, (tuple(args), kwargs))
     with torch.no_grad():
         made = func(*args, **kwargs)
     return list(made) if isinstance(made, (tuple, list)) else [made]
-
-
-def _hashable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return tuple(sorted((k, _hashable(v)) for k, v in value.items()))
-    if isinstance(value, (list, tuple)):
-        return (type(value).__name__, *map(_hashable, value))
-    return value if isinstance(value, _Place) else (type(value).__name__, value)

@@ -25,10 +25,12 @@ from hirescli.planning.machine import (
     default_budget,
 )
 from hirescli.planning.passes import Store
-from hirescli.planning.schedule import CPU_WORK_BYTES
 from hirescli.units import parse_bytes
 
 _UNBOUNDED = 1 << 62
+# What a band may take on a CPU: an SD-sized decoder took 1.38 times the plain call's time with
+# bands of 1 latent row at 512 px, 1.12 with 4, 1.05 with 16, 0.99 with 64 (`hires bench bands`).
+_CPU_WORK_BYTES = 384 * 10**6
 _SLICED = ("Sliced", "XFormers")
 
 
@@ -215,7 +217,7 @@ class _Budgets:
                 disk,
             )
             names = {"device": 0, "host": 0, "disk": 1}
-            engine.most_work_bytes = CPU_WORK_BYTES
+            engine.most_work_bytes = _CPU_WORK_BYTES
         else:
             total = torch.cuda.get_device_properties(device).total_memory
             standing = self._resident_bytes(device)

@@ -86,8 +86,9 @@ def bands_table(figures: Sequence[Comparison]) -> list[str]:
     ]
     return [
         table(heads, times),
-        "Plain and banded calls took turns in one process. Error is the largest difference of\n"
-        "the two results, in standard deviations of the plain one. Rows are latent rows.",
+        "Plain and banded calls took turns in one process; calls of less than 2 s five times in\n"
+        "each turn. Error is the largest difference of the two results, in standard deviations\n"
+        "of the plain one. Rows are latent rows.",
         table(
             ["component", "size", "rows", "planned peak", "banded peak", "plain peak",
              "arithmetic", "exact at", "plain error", "banded error"],

@@ -170,8 +170,9 @@ class Search:
     def _stored(self) -> dict[int, list[int]]:
         """Peak bytes of kept values in each pass, for each store.
 
-        A value that is written and one that is read for the last time share a pass row by row,
-        so only the larger sum of the two counts.
+        A value that is written and one that is read for the last time share a pass row by row:
+        it is fullest in its first band or in its last. Where bands are computed, the rows that a
+        band writes count as its work.
         """
         count = len(self.stores)
         last = self._last_uses()
@@ -187,16 +188,27 @@ class Search:
                     born[k][store] += size
                 elif k == last[op]:
                     dying[k][store] += size
-        return {
-            k: [t + max(b, d) for t, b, d in zip(through[k], born[k], dying[k], strict=True)]
-            for k in self.uses
-        }
+        stored = {}
+        for k in self.uses:
+            in_each = zip(through[k], born[k], dying[k], strict=True)
+            stored[k] = [t + max(b, d) for t, b, d in in_each]
+            share = self._band_share(k)
+            last_band = round(born[k][0] * (1 - share) + dying[k][0] * share)
+            stored[k][0] = through[k][0] + max(last_band, dying[k][0])
+        return stored
 
     def _work(self, k: int) -> int:
         if k not in self.work:
-            rows = work_bytes(self._pass_sweep(k), self.ops, self._band_rows(k))
-            self.work[k] = rows + self._weights_bytes(k)
+            sweep, rows = self._pass_sweep(k), self._band_rows(k)
+            here = {op for op, store in self.kept.items() if store == 0}
+            written = {op for op in here if self.depth[op] == k}
+            work = work_bytes(sweep, self.ops, rows, read=here - written, written=written)
+            self.work[k] = work + self._weights_bytes(k)
         return self.work[k]
+
+    def _band_share(self, k: int) -> float:
+        """How much of a pass one band is."""
+        return min(1.0, self._band_rows(k) / self._finest_rows(k))
 
     def _weights(self, k: int) -> set[str]:
         """Names of the weights that pass k reads."""
@@ -218,9 +230,11 @@ class Search:
         )
 
     def _band_rows(self, k: int) -> int:
+        return band_rows(self.rows, finest_rows=self._finest_rows(k), input_rows=self.rows_in)
+
+    def _finest_rows(self, k: int) -> int:
         use = self.uses[k]
-        finest = max(self.ops[op].swept_rows for op in use.computes | use.loads)
-        return band_rows(self.rows, finest_rows=finest, input_rows=self.rows_in)
+        return max(self.ops[op].swept_rows for op in use.computes | use.loads)
 
     def peak(self, store: int) -> int:
         """Peak bytes of a store."""
@@ -324,6 +338,8 @@ class Search:
             self._drop(op)
         else:
             self.kept[op] = target
+            for each in (self.depth[op], *self._users(op)):
+                self.work.pop(each, None)
         return True
 
     def _ways(

@@ -176,8 +176,18 @@ def band_rows(rows: int, *, finest_rows: int, input_rows: int) -> int:
     return max(1, rows * max(finest_rows, input_rows) // input_rows)
 
 
-def work_bytes(sweep: Sweep, ops: Sequence[SizedOp], rows: int) -> int:
+def work_bytes(
+    sweep: Sweep,
+    ops: Sequence[SizedOp],
+    rows: int,
+    *,
+    read: Collection[int] = (),
+    written: Collection[int] = (),
+) -> int:
     """Peak bytes of a pass beside its stores, counted over its first bands.
+
+    Rows of what memory holds are no copies: those that are `read` from it count there alone, and
+    those that are `written` stay to the end of the band.
 
     Counted are the rows that a band computes and loads, the halos it keeps, the copies that are
     made where an operation reads across a halo, and what calls take for themselves.
@@ -193,10 +203,11 @@ def work_bytes(sweep: Sweep, ops: Sequence[SizedOp], rows: int) -> int:
         fresh: dict[int, int] = {}
         for step in band.steps:
             copied = sum(_copied_bytes(read, tails, ops) for read in step.reads if read)
-            fresh[step.op] = (step.hi - step.lo) * ops[step.op].row_bytes
+            own = step.op not in read
+            fresh[step.op] = (step.hi - step.lo) * ops[step.op].row_bytes if own else 0
             held += fresh[step.op]
             peak = max(peak, held + copied + ops[step.op].scratch_bytes)
-            for op in step.done_with:
+            for op in set(step.done_with).difference(written):
                 tail = max(0, band.done[op] - band.keep_from[op]) * ops[op].row_bytes
                 held -= fresh.pop(op, tail) - tail if op in fresh else 0
         tails = {

@@ -84,4 +84,6 @@ def test_bands(hires: Callable) -> None:
     assert [each["component"] for each in facts["components"]] == ["built-in UNet", "KL decoder"]
     for each in facts["components"]:
         assert each["error"] < 1e-4
-        assert each["best_ratio"] == each["median_ratio"] > 0
+        assert each["best_ratio"] > 0
+        assert each["median_ratio"] > 0
+        assert len(each["plain_seconds"]) == len(each["banded_seconds"]) == 5  # they are short

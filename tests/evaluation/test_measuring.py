@@ -145,7 +145,7 @@ def test_compare_the_denoiser(dtype: str) -> None:
     assert high.rows >= 5
     for each in (low, high):
         assert (each.width_px, each.height_px, each.exact_px) == (48, 40, 48)
-        assert len(each.plain_seconds) == len(each.banded_seconds) == 2
+        assert len(each.plain_seconds) == len(each.banded_seconds) == 2 * 5  # short ones repeat
         assert each.passes > 0
         assert each.planned_peak_bytes > 0
         limit = 1e-4 if dtype == "float32" else 0.2

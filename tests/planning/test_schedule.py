@@ -54,10 +54,20 @@ def test_work_and_peak_are_short_sums() -> None:
     px = 8 * 5 * 4  # rows, columns, bytes of a number
     first, second = made.passes
     assert first.work_bytes == px * (4 + 8)  # input and convolution
-    assert second.work_bytes == px * (8 + 8)  # what is kept and its norm; then norm and output
-    assert first.stored_bytes == second.stored_bytes == (px * 8, 0)
+    assert second.work_bytes == px * (8 + 3)  # the norm of what is kept, and the output
+    # One band holds all rows: those that it keeps are its work, those it reads stay to its end.
+    assert (first.stored_bytes, second.stored_bytes) == ((0, 0), (px * 8, 0))
     assert made.state_bytes == 4 * 8
-    assert made.peak_bytes == {"host": px * 8 + px * (8 + 8) + 4 * 8, "disk": 0}
+    assert made.peak_bytes == {"host": px * (8 + 8 + 3) + 4 * 8, "disk": 0}
+
+
+def test_what_a_pass_keeps_fills_up_band_by_band() -> None:
+    """In the last of four bands three quarters stand already, and the rest is its work."""
+    made = within(norms(1), PLENTY, rows=2)
+    kept = 8 * 5 * 4 * 8
+    first, second = made.passes
+    assert first.stored_bytes == (kept * 3 // 4, 0)
+    assert second.stored_bytes == (kept, 0)
 
 
 def test_flops_are_short_sums() -> None:
