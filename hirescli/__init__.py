@@ -49,7 +49,8 @@ def plan(
         recipe: What is asked for.
         memory: Budget of the whole process, or of the GPU, in bytes or such as "8GB"; None:
             what the model takes and 170 MB to work in; of a GPU three quarters.
-        host_memory: Budget on the host beside a GPU; None: three quarters of what is installed.
+        host_memory: Budget of values on the host beside a GPU; None: three quarters of what is
+            installed, less what the model takes there.
         spill: Folder for values that find no room in memory; None: the run's own, beside the
             output.
 
@@ -61,12 +62,15 @@ def plan(
     from hirescli.planning.plan import make_plan
     from hirescli.units import parse_bytes
 
-    budgets = {"memory_bytes": memory, "host_memory_bytes": host_memory}
-    limits = {key: None if said is None else parse_bytes(said) for key, said in budgets.items()}
-    folder = None if spill is None else Path(spill)
     recipe = identified(recipe)
     card = find(recipe.model, recipe.revision, adapter=recipe.adapter, weights=False).card
-    return make_plan(recipe, card, **limits, spill=folder)
+    return make_plan(
+        recipe,
+        card,
+        memory_bytes=None if memory is None else parse_bytes(memory),
+        host_memory_bytes=None if host_memory is None else parse_bytes(host_memory),
+        spill=None if spill is None else Path(spill),
+    )
 
 
 def generate(

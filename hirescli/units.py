@@ -77,6 +77,15 @@ def format_bytes(amount_bytes: float) -> str:
     return f"{amount_bytes:.1f} {unit}"
 
 
+def format_flops(flops: float) -> str:
+    """Show arithmetic in the unit that leaves one to three digits before the point."""
+    for unit in ("GFLOP", "TFLOP", "PFLOP"):
+        if flops < 999.95e9 or unit == "PFLOP":
+            break
+        flops /= 1000
+    return f"{flops / 1e9:.1f} {unit}"
+
+
 def format_seconds(seconds: float) -> str:
     """Show a duration in its two largest units: "0.4 s", "12 s", "1 min 20 s", "2 h 05 min"."""
     if seconds < 9.95:

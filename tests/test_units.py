@@ -3,7 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hirescli.errors import RequestError
-from hirescli.units import format_bytes, format_pixels, format_seconds, parse_bytes, parse_size
+from hirescli.units import (
+    format_bytes,
+    format_flops,
+    format_pixels,
+    format_seconds,
+    parse_bytes,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -96,3 +103,12 @@ def test_seconds_are_shown(seconds: float, text: str) -> None:
 
 def test_pixels_are_shown() -> None:
     assert format_pixels(2048, 1024) == "2048x1024 px (2.1 MP)"
+
+
+@pytest.mark.parametrize(
+    ("flops", "text"),
+    [(4.2e6, "0.0 GFLOP"), (1.23e12, "1.2 TFLOP"), (9.9994e14, "999.9 TFLOP"),
+     (9.9996e14, "1.0 PFLOP"), (2.22e19, "22200.0 PFLOP")],
+)  # fmt: skip
+def test_arithmetic_is_shown_with_few_digits(flops: float, text: str) -> None:
+    assert format_flops(flops) == text

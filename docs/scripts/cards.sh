@@ -16,7 +16,7 @@ plan = json.load(sys.stdin)
 stores, gpu, size = plan["store_bytes"], *sys.argv[1:]
 row = [gpu, size + " px", plan["weights"]]
 row += ["%.1f GB" % (stores[name] / 1e9) for name in ("device", "host")]
-row += ["%.1f GB" % ((plan["disk_bytes"]) / 1e9), "%.2g PFLOP" % (plan["flops"] / 1e15)]
+row += ["%.1f GB" % (plan["disk_bytes"] / 1e9), "%.1f PFLOP" % (plan["flops"] / 1e15)]
 print("| " + " | ".join(row) + " |")
 ' "$gpu" "$size"
     done

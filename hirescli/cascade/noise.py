@@ -13,39 +13,51 @@ from torch import Tensor
 from hirescli.bands.engine import banded
 from hirescli.bands.tensor import BandedTensor
 
+# Numbers drawn at a time. Normal numbers are made in blocks of 16, the last block of a draw from
+# numbers of its own: so all draws but the last are of whole blocks, and none is below one.
+_BLOCK = 16
+_DRAW = 1 << 20
+
 
 def noise_like(
     latents: BandedTensor, generator: torch.Generator, folder: Path | None
 ) -> BandedTensor:
     """Standard normal noise of the shape (1, C, h, w) of `latents`, float32.
 
-    It is drawn channel by channel: the stream of `torch.randn` over the whole where h * w is a
-    multiple of 16, without ever holding more than one channel if there is a folder.
+    The numbers are those of one `torch.randn` over the whole, wherever they rest.
 
     Args:
         latents: What the noise is for.
         generator: The one source of random numbers of the image.
         folder: Where the noise rests on disk; None: in memory.
     """
-    _, channels, height, width = latents.shape
-    place = latents.device
+    shape, place = tuple(latents.shape), latents.device
     if folder is None:
-        planes = torch.stack(
-            [torch.randn(height, width, generator=generator) for _ in range(channels)]
-        )[None]
+        whole = torch.randn(shape, generator=generator)
         return banded(
-            planes.shape, lambda lo, hi: planes[:, :, lo:hi].to(place), dtype=torch.float32,
-            device=place,
-        )  # fmt: skip
-    stored = _Planes(folder, channels, height, width)
-    for channel in range(channels):
-        stored.write(channel, torch.randn(height, width, generator=generator))
+            shape, lambda lo, hi: whole[:, :, lo:hi].to(place), dtype=torch.float32, device=place
+        )
+    stored = _Planes(folder, *shape[1:])
+    first = 0
+    for count in _draws(latents.numel()):
+        stored.write(first, torch.randn(count, generator=generator))
+        first += count
     made = banded(
-        (1, channels, height, width), lambda lo, hi: stored.rows(lo, hi).to(place),
-        dtype=torch.float32, device=place,
-    )  # fmt: skip
+        shape, lambda lo, hi: stored.rows(lo, hi).to(place), dtype=torch.float32, device=place
+    )
     weakref.finalize(made.nodes[0], stored.close)
     return made
+
+
+def _draws(count: int) -> list[int]:
+    """How many numbers to draw at a time, so that they are those of one draw."""
+    draws = [_DRAW] * (count // _DRAW)
+    rest = count % _DRAW
+    if rest and draws and rest < _BLOCK:
+        draws[-1] += rest
+    elif rest:
+        draws.append(rest)
+    return draws
 
 
 class _Planes:
@@ -56,9 +68,10 @@ class _Planes:
         self._channels, self._height, self._width = channels, height, width
         self._row_bytes = 4 * width
 
-    def write(self, channel: int, plane: Tensor) -> None:
-        view = memoryview(plane.numpy().data).cast("B")
-        place = channel * self._height * self._row_bytes
+    def write(self, first: int, numbers: Tensor) -> None:
+        """Write numbers from the one with the index `first` on."""
+        view = memoryview(numbers.numpy().data).cast("B")
+        place = 4 * first
         while view:
             written = os.pwrite(self._file.fileno(), view, place)
             view, place = view[written:], place + written

@@ -13,19 +13,22 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import (
-    StableDiffusionControlNetImg2ImgPipeline,
-    StableDiffusionControlNetPipeline,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLControlNetImg2ImgPipeline,
-    StableDiffusionXLControlNetPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLPipeline,
-)
 from diffusers.image_processor import VaeImageProcessor
 
 from hirescli.bands.tensor import BandedTensor
+from hirescli.models.quiet import quiet_libraries
+
+with quiet_libraries():  # they tell of what they would like to have installed
+    from diffusers import (
+        StableDiffusionControlNetImg2ImgPipeline,
+        StableDiffusionControlNetPipeline,
+        StableDiffusionImg2ImgPipeline,
+        StableDiffusionPipeline,
+        StableDiffusionXLControlNetImg2ImgPipeline,
+        StableDiffusionXLControlNetPipeline,
+        StableDiffusionXLImg2ImgPipeline,
+        StableDiffusionXLPipeline,
+    )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,12 +67,26 @@ class _BandedPipeline:
     def _execution_device(self) -> torch.device:
         return self.place
 
-    def prepare_control_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
+    # Diffusers has two names for one thing: from noise, and from a picture.
+
+    def prepare_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
         """A control image for every part of guidance; a banded one is ready to be read."""
-        if not isinstance(image, BandedTensor):
-            return super().prepare_control_image(image, *args, **kwargs)  # type: ignore[misc]
-        guided = kwargs["do_classifier_free_guidance"] and not kwargs["guess_mode"]
-        return torch.cat([image] * 2) if guided else image
+        if isinstance(image, BandedTensor):
+            return _guided(image, **kwargs)
+        return super().prepare_image(image, *args, **kwargs)  # type: ignore[misc]
+
+    def prepare_control_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `prepare_image`."""
+        if isinstance(image, BandedTensor):
+            return _guided(image, **kwargs)
+        return super().prepare_control_image(image, *args, **kwargs)  # type: ignore[misc]
+
+
+def _guided(
+    image: BandedTensor, *, do_classifier_free_guidance: bool, guess_mode: bool, **_: Any
+) -> Tensor:
+    """Once, or for both parts of guidance."""
+    return torch.cat([image] * 2) if do_classifier_free_guidance and not guess_mode else image
 
 
 class _FromPicture(_BandedPipeline):

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from hirescli.units import format_bytes, format_pixels, format_seconds
+from hirescli.units import format_bytes, format_flops, format_pixels, format_seconds
 
 if TYPE_CHECKING:
     from hirescli.planning.cost import StageCost
@@ -43,7 +43,7 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 def plan_table(plan: Plan) -> Table:
     """The stages of a plan with size, steps, memory and time."""
     numbers = ("steps", "strength", "guidance", "memory", "disk", "time")
-    made = table("stage", "size", "latent", "attention", *numbers, right=numbers)
+    made = table("stage", "size", "attention", *numbers, right=numbers)
     for cost in plan.stage_costs:
         made.add_row(*_stage_row(cost))
     return made
@@ -62,7 +62,7 @@ def schedule_table(plan: Plan) -> Table:
             f"{-(-schedule.ops[0].rows // schedule.rows)} of {schedule.rows} rows",
             format_bytes(each.memory_bytes),
             format_bytes(each.disk_bytes),
-            f"{schedule.flops / 1e12:.3g} TFLOP, x{schedule.flops / schedule.plain_flops:.2f}",
+            f"{format_flops(schedule.flops)}, x{schedule.flops / schedule.plain_flops:.2f}",
             format_seconds(schedule.seconds),
         )
     return made
@@ -80,7 +80,7 @@ def plan_lines(plan: Plan, output: Path) -> list[str]:
         f"memory    {_memory(plan)}; bands of {plan.rows} latent rows",
         f"disk      {format_bytes(plan.spool_bytes)} beside the output, "
         f"{format_bytes(plan.spill_bytes)} of values {place}",
-        f"time      about {format_seconds(plan.seconds)} ({plan.flops / 1e12:.2g} TFLOP)",
+        f"time      about {format_seconds(plan.seconds)} ({format_flops(plan.flops)})",
     ]
 
 
@@ -97,7 +97,6 @@ def _stage_row(cost: StageCost) -> tuple[str, ...]:
     return (
         f"{stage.index + 1} {stage.kind}",
         f"{stage.width_px}x{stage.height_px}",
-        f"{stage.latent_width}x{stage.latent_height}",
         stage.attention,
         str(stage.steps),
         "" if stage.strength is None else f"{stage.strength:g}",

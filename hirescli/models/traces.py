@@ -125,9 +125,7 @@ def _record_controlled(unet: Any, card: Card, component: str) -> Trace:
         return Graph.of(nodes, parameter_names(controlnet)).trace
     sample = image(card.latent_channels, 1)
     given = [
-        banded(
-            r.shape, _nothing, dtype=r.dtype, device=device, level=r.nodes[0].grid.level
-        )
+        banded(r.shape, _nothing, dtype=r.dtype, device=device, level=r.nodes[0].grid.level)
         for r in residuals
     ]
     with torch.no_grad(), naming_modules(unet):

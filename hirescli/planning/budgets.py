@@ -38,14 +38,15 @@ def fitted(
         machine: Where it shall run.
         memory_bytes: Budget where bands are computed; None: see `default_memory`.
         host_memory_bytes: Budget of values on the host beside a GPU; None: three quarters of
-            what is installed.
+            what is installed, less what the process holds there itself.
 
     Raises:
         RequestError: If the budget cannot hold one band.
     """
     memory = memory_bytes or default_memory(card, recipe, machine)
     if recipe.device == "cuda":
-        host = host_memory_bytes or default_budget(machine)
+        room = default_budget(machine) - card.process_bytes(recipe.dtype)
+        host = host_memory_bytes or max(0, room)
         attempts = [Budgets(memory, _ANY_DISK, host, loads) for loads in (False, True)]
     else:
         attempts = [Budgets(memory, _ANY_DISK)]

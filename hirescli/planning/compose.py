@@ -79,9 +79,7 @@ def dilated(trace: Trace, ratio: int) -> Trace:
 def _dilated(op: Op, ratio: int) -> Op:
     if op.name != CONVOLUTION:
         return op
-    return replace(
-        op, reach=_wider(op.reach, ratio), width_reach=_wider(op.width_reach, ratio)
-    )
+    return replace(op, reach=_wider(op.reach, ratio), width_reach=_wider(op.width_reach, ratio))
 
 
 def _wider(reach: object, ratio: int) -> Window | None:

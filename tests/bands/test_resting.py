@@ -66,6 +66,11 @@ def test_constants_stand_on_the_device_and_weights_come_and_go() -> None:
         make_schedule(trace, 64, 64, stores=stores, loads_weights=loads) for loads in (True, False)
     )
     assert resting.state_bytes == standing.state_bytes >= trace.constant_bytes
-    weights = sum(trace.parameter_bytes[name] for p in resting.passes for name in p.weights if name in trace.parameter_bytes)
+    weights = sum(
+        trace.parameter_bytes[name]
+        for p in resting.passes
+        for name in p.weights
+        if name in trace.parameter_bytes
+    )
     assert resting.moved_bytes == standing.moved_bytes + weights
     assert resting.seconds > standing.seconds

@@ -106,8 +106,11 @@ class Plain:
         scheduler = SCHEDULERS[self.scheduler].from_config(
             {**self.pipe.scheduler.config, "clip_sample": False}
         )
-        pipeline = kind(**parts | {"scheduler": scheduler, "requires_safety_checker": False}
-                        if not self.xl else parts | {"scheduler": scheduler})
+        pipeline = kind(
+            **parts | {"scheduler": scheduler, "requires_safety_checker": False}
+            if not self.xl
+            else parts | {"scheduler": scheduler}
+        )
         pipeline.set_progress_bar_config(disable=True)
         recipe = plan.recipe
         given: dict[str, Any] = {

@@ -21,9 +21,11 @@ from folders import FOLDERS, controlnet_folder, ip_adapter_folder, linfusion_fol
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*sample_size.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),  # two LoRAs
 ]
 SIZES = {"sd15": "136x96", "sd21": "96x152", "sdxl": "168x248"}  # two stages, neither square
-COMMON = ("--steps", 2, "--upscale-steps", 2, "--seed", 3, "--dtype", "float32", "--rows", 3)
+EXACT = ("--dtype", "float32", "--vae-dtype", "float32")
+COMMON = ("--steps", 2, "--upscale-steps", 2, "--seed", 3, *EXACT, "--rows", 3)
 GUIDES: dict[str, tuple[str, ...]] = {
     "prompt": (),
     "negative": ("--negative-prompt", "people"),
@@ -54,7 +56,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lora_file(root / f"{family}-lora.safetensors", family)
         lora_file(root / f"{family}-other.safetensors", family, seed=77, text=False)
     random = np.random.default_rng(0)
-    for name, shape in (("edges", (40, 60, 3)), ("depth", (48, 32, 3))):
+    for name, shape in (("edges", (28, 44, 3)), ("depth", (48, 32, 3))):
         Image.fromarray(random.integers(0, 255, shape, dtype=np.uint8)).save(root / f"{name}.png")
     return root
 
@@ -91,7 +93,7 @@ def assert_same_picture(path: Path, wanted: Any) -> None:
     assert made.shape == wanted.shape
     far = np.abs(made - wanted.clip(0, 1) * 255)
     assert far.max() < 0.52
-    assert 20 < made.std()  # a picture, not a grey sheet
+    assert made.std() > 20  # a picture, not a grey sheet
 
 
 @pytest.mark.parametrize("guide", GUIDES)
@@ -117,10 +119,10 @@ def test_an_enlarged_picture_is_that_of_plain_diffusers(
     hires: Callable[..., Any], root: Path, family: str
 ) -> None:
     """Any size, and an IP-Adapter and a ControlNet at every stage."""
-    long_side = {"sd15": 168, "sd21": 216, "sdxl": 312}[family]
+    long_side = {"sd15": 136, "sd21": 152, "sdxl": 248}[family]
     ran = hires(
         "upscale", root / "depth.png", "-m", root / family, "-p", "a red boat", "--size",
-        long_side, "--upscale-steps", "3,2", "--strength", "0.6,0.5", "--dtype", "float32",
+        long_side, "--upscale-steps", "3,2", "--strength", "0.6,0.5", *EXACT,
         "--rows", 5, *words(root, family, "control"), *words(root, family, "image"),
         "-o", "made.png", "-q",
     )  # fmt: skip

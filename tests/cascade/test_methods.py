@@ -17,9 +17,7 @@ from hirescli.planning.cascade import schedule_steps
 
 @pytest.fixture(scope="module")
 def pipeline(model: Model) -> Any:
-    return pipeline_of(
-        model, scheduler="ddim", from_picture=True, place=torch.device("cpu")
-    )
+    return pipeline_of(model, scheduler="ddim", from_picture=True, place=torch.device("cpu"))
 
 
 @settings(max_examples=150)
@@ -29,9 +27,7 @@ def pipeline(model: Model) -> Any:
     ),
     steps=st.integers(1, 60),
 )
-def test_diffusers_runs_exactly_the_steps(
-    pipeline: Any, strength: float, steps: int
-) -> None:
+def test_diffusers_runs_exactly_the_steps(pipeline: Any, strength: float, steps: int) -> None:
     length = schedule_steps(strength, steps)
     assume(length <= pipeline.scheduler.config.num_train_timesteps)
     pipeline.scheduler.set_timesteps(length)

@@ -11,8 +11,8 @@ import pytest
 from hirescli.errors import RequestError
 from hirescli.events import Listener, RunStarted
 from hirescli.models.registry import cards, find_card
-from hirescli.planning.machine import Machine
 from hirescli.planning.budgets import default_memory
+from hirescli.planning.machine import Machine
 from hirescli.planning.plan import Plan, ValidatedPlan, make_plan
 from hirescli.recipe import CONSEQUENCES, Recipe
 

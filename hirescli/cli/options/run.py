@@ -44,7 +44,7 @@ class RunOptions:
             panel=_PANEL,
             metavar="BYTES",
             text="Host memory for values that find no room on a GPU; on a CPU it says nothing. "
-            "Default: three quarters of the installed memory.",
+            "Default: three quarters of the installed memory, less what the model takes there.",
         ),
     ] = None
     spill: Annotated[
