@@ -62,7 +62,7 @@ class StreamedCall:
         if not isinstance(sample, Tensor) or sample.ndim != 4:
             raise RequestError(f"{self._title} was not given an image (B, C, H, W) to stream")
         device = sample.device
-        if torch.is_autocast_enabled(device.type):
+        if device.type != "meta" and torch.is_autocast_enabled(device.type):
             raise RequestError(
                 f"{self._title} is called under autocast, whose dtypes bands cannot follow; load "
                 "the model in the dtype it shall run in"
