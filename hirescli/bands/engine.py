@@ -18,6 +18,7 @@ from torch import Tensor
 from hirescli.bands.execute import Execution, Sink
 from hirescli.bands.graph import Graph
 from hirescli.bands.heap import HEAP_BYTES
+from hirescli.bands.snapshot import Journal, Record, Resumable
 from hirescli.bands.stores import Kept, Ledger, new_value
 from hirescli.bands.tensor import BandedTensor, Grid, Node
 from hirescli.events import Event, Listener
@@ -140,6 +141,7 @@ class Engine:
         flops_per_second: Of the machine, to weigh arithmetic against moves.
         names: Of weights, by the id of the parameter.
         most_work_bytes: What a band may take where the engine chooses its height.
+        journal: Remembers what calls gave; None: nothing does.
     """
 
     stores: Sequence[Store]
@@ -152,12 +154,20 @@ class Engine:
     flops_per_second: float = 1e11
     names: dict[int, str] = field(default_factory=dict)
     most_work_bytes: int | None = None
+    journal: Journal | None = None
     report: Report = field(default_factory=Report)
     ledger: Ledger = field(default_factory=Ledger)
     _schedules: dict[Any, Schedule] = field(default_factory=dict)
 
-    def compute(self, outputs: Sequence[Node], sinks: Sequence[Sink]) -> None:
+    def compute(
+        self, outputs: Sequence[Node], sinks: Sequence[Sink], resumable: Resumable | None = None
+    ) -> None:
         """Compute outputs and give their rows to the sinks, from top to bottom.
+
+        Args:
+            outputs: What is wanted.
+            sinks: For each output, what takes its bands.
+            resumable: Where the call is remembered while it is under way.
 
         Raises:
             BudgetError: If the budget cannot hold one band.
@@ -167,7 +177,9 @@ class Engine:
         schedule = self.schedule(graph)
         self.report.add(schedule)
         spill = self.spill or Path(tempfile.gettempdir())
-        Execution(graph, schedule, sinks, spill, self.ledger, self.listener, self.call).run()
+        Execution(
+            graph, schedule, sinks, spill, self.ledger, self.listener, self.call, resumable
+        ).run()
 
     def schedule(self, graph: Graph) -> Schedule:
         """The schedule of a graph; of the same graph the same one."""
@@ -193,29 +205,76 @@ class Engine:
         self.compute(nodes, sinks)
         return made
 
-    def keep(self, tensors: Sequence[BandedTensor], store: str) -> list[BandedTensor]:
+    def keep(
+        self, tensors: Sequence[BandedTensor], store: str, *, record: str | None = None
+    ) -> list[BandedTensor]:
         """Banded tensors computed together and kept in a store until they are garbage.
 
         Args:
             tensors: What is wanted; results of earlier calls among their operands.
             store: "device", "host" or "disk".
+            record: Name under which the journal, if there is one, remembers them, and answers
+                the same call in a later process; None: they are computed every time.
 
         Raises:
             RunError: As `compute`, or if the disk has no room.
         """
-        spill = self.spill or Path(tempfile.gettempdir())
+        remembered = None
+        if self.journal is not None and record is not None:
+            remembered = self.journal.call(record)
         nodes = [node for tensor in tensors for node in tensor.nodes]
         kept: list[Kept] = []
         try:
             for node in nodes:
-                kept.append(new_value(node, store, spill, self.ledger))
-            self.compute(nodes, [value.put for value in kept])
-        except BaseException:
+                kept.append(self._place(node, store, remembered, len(kept)))
+            self._fill(nodes, kept, remembered)
+        except BaseException as error:
             for value in kept:
-                value.close()
+                value.close(leave=not isinstance(error, Exception))
             raise
         made = iter(_kept_input(n, k) for n, k in zip(nodes, kept, strict=True))
         return [BandedTensor.of([next(made) for _ in tensor.nodes]) for tensor in tensors]
+
+    def recall(
+        self, shape: Sequence[int], store: str, *, record: str, device: torch.device
+    ) -> BandedTensor | None:
+        """An image (1, C, H, W), float32, that an earlier process kept and recorded.
+
+        Args:
+            shape: Of it.
+            store: Where it is kept now.
+            record: The name it was recorded under.
+            device: Where its rows are computed with.
+
+        Returns:
+            As `keep`; None if there is no such record, or it is damaged.
+        """
+        if self.journal is None:
+            return None
+        remembered = self.journal.call(record)
+        if (found := remembered.recall()) is None:
+            return None
+        node = banded(shape, _unread, dtype=torch.float32, device=device).nodes[0]
+        kept = self._place(node, store, None, 0)
+        kept.replay(found[0])
+        return BandedTensor.of([_kept_input(node, kept)])
+
+    def _place(self, node: Node, store: str, record: Record | None, number: int) -> Kept:
+        spill = self.spill or Path(tempfile.gettempdir())
+        name = None if record is None else f"{record.prefix}result-{number}.value"
+        return new_value(node, store, spill, self.ledger, name=name)
+
+    def _fill(self, nodes: Sequence[Node], kept: Sequence[Kept], record: Record | None) -> None:
+        """Compute the values, or take them from their record."""
+        sinks = [value.put for value in kept]
+        if record is None:
+            self.compute(nodes, sinks)
+        elif (found := record.recall()) is not None:
+            for value, tree in zip(kept, found, strict=True):
+                value.replay(tree)
+        else:
+            self.compute(nodes, sinks, Resumable(record, kept))
+            record.finish([value.record() for value in kept])
 
 
 def _kept_input(node: Node, kept: Kept) -> Node:
@@ -228,6 +287,10 @@ def _kept_input(node: Node, kept: Kept) -> Node:
     )  # fmt: skip
     weakref.finalize(made, kept.close)
     return made
+
+
+def _unread(lo: int, hi: int) -> Tensor:
+    raise AssertionError("only the shape is wanted")
 
 
 def _into(target: Tensor, node: Node) -> Sink:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from hirescli.bands.graph import Graph
 from hirescli.bands.heap import HEAP_BYTES, REUSED_BYTES, HeapGuard, steady_heap
+from hirescli.bands.snapshot import Resumable, StaleError, Tree, state_of_tree, tree_of_state
 from hirescli.bands.stores import Kept, Ledger, cut, new_value
 from hirescli.bands.tensor import OUTSIDE, Node, Span
+from hirescli.digest import digest
 from hirescli.errors import RunError
 from hirescli.events import BandHalved, Listener, PassDone
 from hirescli.planning.passes import Pass, Schedule
-from hirescli.planning.sweep import Band, Read, Step
+from hirescli.planning.sweep import Band, Read, Step, Sweep
 
 Piece = tuple[int, int, Tensor]  # first row, row behind the last, band
 Sink = Callable[[int, int, Tensor], None]
@@ -41,6 +44,7 @@ class Execution:
         ledger: Counts the stores' bytes.
         listener: Is told of passes.
         call: Name of the component that is called, for events.
+        resumable: Where the call is remembered, so that another process can go on with it.
     """
 
     graph: Graph
@@ -50,6 +54,7 @@ class Execution:
     ledger: Ledger
     listener: Listener
     call: str = ""
+    resumable: Resumable | None = None
     _weights: PassWeights = field(init=False)
     _heap: HeapGuard = field(init=False)
     _standing_bytes: int = field(init=False)  # of values that other calls keep
@@ -73,25 +78,78 @@ class Execution:
             RunError: If memory does not suffice for one row, or the disk is full.
         """
         steady_heap()
-        self._standing_bytes = self._counted_bytes
+        self._standing_bytes = self.counted_bytes
         self._heap = HeapGuard(self._standing_bytes)
         self.graph.check(self.schedule.ops)
         total = len(self.schedule.passes)
+        first, begun = self._begun()
         try:
             for number, each in enumerate(self.schedule.passes, start=1):
-                _PassRun(self, each, number).run()
-                for op in each.frees:
-                    self._kept.pop(op).close()
+                if number < first:
+                    continue
+                _PassRun(self, each, number).run(begun if number == first else None)
+                self._free(each, number)
                 self._weights.leave()
                 self.listener(PassDone(self.call, number, total))
-        finally:
-            for kept in self._kept.values():
-                kept.close()
-            self._kept.clear()
+        except BaseException as error:
+            self._forget(leave=not isinstance(error, Exception))  # a signal: it goes on later
+            raise
+        self._forget()
+
+    def _begun(self) -> tuple[int, Tree | None]:
+        """The pass to go on with, and what was read of it."""
+        if self.resumable is None:
+            return 1, None
+        tree = self.resumable.snapshots.latest()
+        if tree is None or tree["schedule"] != self._digest:
+            return 1, None
+        try:
+            for op, kept in tree["kept"]:
+                self.kept(op).restore(kept)
+            for saved, state in zip(self.resumable.outputs, tree["outputs"], strict=True):
+                saved.restore(state)
+        except StaleError:
+            self._forget()
+            return 1, None
+        self._values = {op: read() for op, read in tree["values"]}
+        return tree["pass"], tree["begun"]
+
+    def save(self, number: int, begun: Tree | None) -> None:
+        """Take a snapshot: pass `number` is next, or under way as `begun` says."""
+        assert self.resumable is not None
+        self.resumable.snapshots.save({
+            "schedule": self._digest,
+            "pass": number,
+            "begun": begun,
+            "values": [[op, value] for op, value in self._values.items()],
+            "kept": [[op, kept.state()] for op, kept in self._kept.items()],
+            "outputs": [saved.state() for saved in self.resumable.outputs],
+        })  # fmt: skip
+
+    @cached_property
+    def _digest(self) -> str:
+        """Of the schedule: a snapshot of another one is of no use."""
+        passes = [(each.order, each.keeps, each.band_rows) for each in self.schedule.passes]
+        return digest(repr((passes, self.schedule.kept, self.graph.rows)).encode())
+
+    def _free(self, each: Pass, number: int) -> None:
+        """Let go of values that nothing reads any more."""
+        stores = self.schedule.stores
+        on_disk = any(stores[self.schedule.kept[op]].name == "disk" for op in each.frees)
+        freed = [self._kept.pop(op) for op in each.frees]
+        if on_disk and self.resumable is not None and number < len(self.schedule.passes):
+            self.save(number + 1, None)  # the latest snapshot speaks of a file that goes now
+        for kept in freed:
+            kept.close()
+
+    def _forget(self, *, leave: bool = False) -> None:
+        for kept in self._kept.values():
+            kept.close(leave=leave)
+        self._kept.clear()
 
     def give_back(self, but_bytes: int = 0) -> None:
         """Give free memory back to the system, but so many bytes for the next band."""
-        self._heap.check(self._counted_bytes + but_bytes)
+        self._heap.check(self.counted_bytes + but_bytes)
 
     def give_back_for(self, step: Step) -> None:
         """Give free memory back that, with what a step makes, would exceed the planned peak."""
@@ -101,7 +159,7 @@ class Execution:
         self._heap.check(peak_bytes - made_bytes)
 
     @property
-    def _counted_bytes(self) -> int:
+    def counted_bytes(self) -> int:
         """Of values in stores, where bands on a CPU are."""
         return self.ledger.now.get("host", 0) + self.ledger.now.get("device", 0)
 
@@ -134,7 +192,10 @@ class Execution:
         """The value of `op` in its store."""
         if op not in self._kept:
             store = self.schedule.stores[self.schedule.kept[op]].name
-            self._kept[op] = new_value(self._node(op), store, self.spill, self.ledger)
+            name = None
+            if self.resumable is not None:
+                name = f"{self.resumable.snapshots.prefix}{op}.value"
+            self._kept[op] = new_value(self._node(op), store, self.spill, self.ledger, name=name)
         return self._kept[op]
 
     def keys(self, op: int) -> Callable[[], Any]:
@@ -203,35 +264,86 @@ class _PassRun:
     number: int
     pieces: dict[int, list[Piece]] = field(default_factory=dict)
     states: dict[int, Any] = field(default_factory=dict)
+    between: bool = True  # whether pieces and states are those of whole bands
 
-    def run(self) -> None:
-        """All bands from top to bottom."""
+    def run(self, begun: Tree | None) -> None:
+        """All bands from top to bottom, or those behind where an earlier process was."""
         sweep, rows = self.each.sweep(self.execution.schedule.ops), self.each.band_rows
+        if begun is not None:
+            rows = self._go_on(begun, sweep)
         room_bytes = self._room_bytes()
         spare_bytes = room_bytes + self._reused_bytes()
         self.execution.give_back(but_bytes=room_bytes)
         while not sweep.finished:
+            rows = self._halved_before(sweep.progress, rows)
             band = sweep.next_band(rows)
             try:
                 self._band(band)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-                if rows == 1:
-                    raise RunError(
-                        f"out of memory in one row of {self._where()}; use a smaller --size or "
-                        "free some memory"
-                    ) from error
-                rows = max(1, rows // 2)
-                _release_memory()
-                self.execution.listener(BandHalved(self.number, rows))
+                rows = self._halved(sweep.progress, rows, error)
                 continue
+            except BaseException as error:
+                if self.between and not isinstance(error, Exception):
+                    self._save(sweep, rows)  # a signal: keep what was done
+                raise
             sweep.commit(band)
+            self.between = True
+            self._save_if_due(sweep, rows)
             self.execution.give_back(but_bytes=spare_bytes)
         for op in self.each.folds:
             reduction = self._node(op).reduction
             assert reduction is not None
             self.execution.finish(op, reduction.finish(self.states[op]), self.number)
+
+    def _halved(self, progress: int, rows: int, error: BaseException) -> int:
+        """The next band height after memory ran out."""
+        if rows == 1:
+            raise RunError(
+                f"out of memory in one row of {self._where()}; use a smaller --size or "
+                "free some memory"
+            ) from error
+        rows = max(1, rows // 2)
+        _release_memory()
+        self.execution.listener(BandHalved(self.number, rows))
+        if (resumable := self.execution.resumable) is not None:
+            resumable.snapshots.halved(self.number, progress, rows)
+        return rows
+
+    def _halved_before(self, progress: int, rows: int) -> int:
+        """The band height of an earlier process that memory ran out for: bits depend on it."""
+        resumable = self.execution.resumable
+        if resumable is None:
+            return rows
+        return min(rows, resumable.snapshots.halvings.get((self.number, progress), rows))
+
+    def _save_if_due(self, sweep: Sweep, rows: int) -> None:
+        resumable = self.execution.resumable
+        if resumable is None or sweep.finished:
+            return
+        if resumable.snapshots.due(self.execution.counted_bytes + self.each.work_bytes):
+            self._save(sweep, rows)
+
+    def _save(self, sweep: Sweep, rows: int) -> None:
+        if self.execution.resumable is None:
+            return
+        begun = {
+            "rows": rows,
+            "progress": sweep.progress,
+            "done": [list(each) for each in sweep.done.items()],
+            "pieces": [[op, *piece] for op, held in self.pieces.items() for piece in held],
+            "states": [[op, tree_of_state(state)] for op, state in self.states.items()],
+        }
+        self.execution.save(self.number, begun)
+
+    def _go_on(self, begun: Tree, sweep: Sweep) -> int:
+        """Be where a snapshot was; returns its band height."""
+        sweep.go_on(begun["progress"], dict(begun["done"]))
+        for op, lo, hi, read in begun["pieces"]:
+            self.pieces.setdefault(op, []).append((lo, hi, read()))
+        self.states = {op: state_of_tree(tree) for op, tree in begun["states"]}
+        return int(begun["rows"])
 
     def _room_bytes(self) -> int:
         """What this pass takes less than the one that takes the most: it may lie free."""
@@ -328,6 +440,7 @@ class _PassRun:
     def _commit(
         self, band: Band, fresh: dict[int, list[Piece]], partials: Mapping[int, Any]
     ) -> None:
+        self.between = False
         for op, partial in partials.items():
             reduction = self._node(op).reduction
             assert reduction is not None

@@ -9,19 +9,22 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import torch
 from torch import Tensor
 
+from hirescli.bands.snapshot import StaleError, Tree
 from hirescli.bands.tensor import Node
+from hirescli.digest import digest
 from hirescli.errors import RunError
 from hirescli.units import format_bytes
 
+_RECORDED_BYTES = 16 * 2**20  # that a record takes from the disk at a time
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -50,11 +53,29 @@ class Kept(Protocol):
     def free(self, below: int) -> None:
         """Rows above `below` are read no more."""
 
-    def close(self) -> None:
-        """Nothing is read any more."""
+    def close(self, *, leave: bool = False) -> None:
+        """Nothing is read any more; a file with a name may be left for a later process."""
+
+    def state(self) -> Tree:
+        """What is kept, for `restore`: rows in memory, and where those on disk are."""
+
+    def restore(self, tree: Tree) -> None:
+        """Keep what another value of the same node and store kept.
+
+        Raises:
+            StaleError: If rows on disk are gone or damaged.
+        """
+
+    def record(self) -> Tree:
+        """All rows, wherever they rest, for `replay`."""
+
+    def replay(self, tree: Tree) -> None:
+        """Keep what another value of the same node recorded."""
 
 
-def new_value(node: Node, store: str, spill: Path, ledger: Ledger) -> Kept:
+def new_value(
+    node: Node, store: str, spill: Path, ledger: Ledger, *, name: str | None = None
+) -> Kept:
     """A place in a store for the value of a node.
 
     Args:
@@ -62,6 +83,7 @@ def new_value(node: Node, store: str, spill: Path, ledger: Ledger) -> Kept:
         store: "device", "host" or "disk".
         spill: Folder of the disk store.
         ledger: Counts.
+        name: Of the file, which then outlives the process; None: it has none.
 
     Raises:
         RunError: If the disk has no room.
@@ -74,7 +96,7 @@ def new_value(node: Node, store: str, spill: Path, ledger: Ledger) -> Kept:
     if store == "disk":
         return DiskValue(
             spill, shape=node.shape, dtype=node.dtype, dim=node.grid.dim, rows=node.grid.rows,
-            device=node.device, count=count,
+            device=node.device, count=count, name=name,
         )  # fmt: skip
     if store == "host" and node.device.type != "cpu":
         bus = _Bus(node.device)
@@ -148,6 +170,16 @@ class _RowsFirst:
         dense = packed.flatten().view(packed.shape)
         return dense.permute([self._order.index(d) for d in range(len(self._order))])
 
+    @property
+    def order(self) -> list[int]:
+        """The dimensions as they lie; empty before the first band."""
+        return self._order
+
+    def restore(self, order: Sequence[int]) -> None:
+        """Lay out as another layout did."""
+        self._order = list(order)
+        self.rows_dim = self._order.index(self._dim) if order else 0
+
     def shape(self, whole: torch.Size, rows_size: int) -> list[int]:
         """The packed shape of a band with `rows_size` elements in the rows' dimension."""
         assert self._order, "nothing is kept yet"
@@ -199,10 +231,26 @@ class MemoryValue:
             _, _, band = self._pieces.pop(0)
             self.count(-band.numel() * band.element_size())
 
-    def close(self) -> None:
+    def close(self, *, leave: bool = False) -> None:
         """Let go of everything."""
         if self._pieces:
             self.free(self._pieces[-1][1])
+
+    def state(self) -> Tree:
+        """The rows that are held."""
+        pieces = [[lo, hi, band] for lo, hi, band in self._pieces]
+        return {"order": self._layout.order, "pieces": pieces}
+
+    def restore(self, tree: Tree) -> None:
+        """Hold them again."""
+        self.close()
+        self._layout.restore(tree["order"])
+        for lo, hi, read in tree["pieces"]:
+            band = read()
+            self.count(band.numel() * band.element_size())
+            self._pieces.append((lo, hi, band))
+
+    record, replay = state, restore
 
 
 def cut(
@@ -221,7 +269,9 @@ def cut(
 
 
 class DiskValue:
-    """Rows in a file without a name, which ends with the process; its room is taken at once.
+    """Rows in a file whose room is taken at once.
+
+    Without a name the file ends with the process.
 
     Args:
         folder: On the file system to use.
@@ -231,6 +281,7 @@ class DiskValue:
         rows: Rows of the whole value.
         device: Where rows are computed with.
         count: Is told of bytes taken and given back.
+        name: Of the file; None: it has none.
 
     Raises:
         RunError: If the file system has no room.
@@ -246,14 +297,17 @@ class DiskValue:
         rows: int,
         device: torch.device,
         count: Callable[[int], None],
+        name: str | None = None,
     ) -> None:
         self._shape, self._dtype, self._device, self._count = shape, dtype, device, count
         self._layout = _RowsFirst(dim)
         self._per_row = shape[dim] // rows
         self._row_bytes = shape.numel() * dtype.itemsize // rows
         self._bytes = self._row_bytes * rows
+        self._path = None if name is None else folder / name
+        self._sums: list[tuple[int, int, str]] = []  # of the bands that were written
         try:
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+            self._file = _opened(folder, self._path)
             try:
                 _reserve(self._file.fileno(), self._bytes)
             except OSError:
@@ -265,13 +319,58 @@ class DiskValue:
 
     def put(self, lo: int, hi: int, band: Tensor) -> None:
         """Write rows at their place."""
-        view, place = _bytes_of(self._layout.pack(band).cpu()), lo * self._row_bytes
+        view = _bytes_of(self._layout.pack(band).cpu())
+        if self._path is not None:
+            while self._sums and self._sums[-1][1] > lo:  # given again
+                self._sums.pop()
+            self._sums.append((lo, hi, digest(view)))
+        place = lo * self._row_bytes
         while view:
             written = os.pwrite(self._file.fileno(), view, place)
             view, place = view[written:], place + written
 
     def rows(self, lo: int, hi: int) -> Tensor:
         """Rows as they were written."""
+        return self._layout.unpack(self._packed(lo, hi).to(self._device))
+
+    def free(self, below: int) -> None:
+        """The file keeps its size until `close`."""
+
+    def close(self, *, leave: bool = False) -> None:
+        """Give the room back."""
+        if not self._file.closed:
+            self._file.close()
+            self._count(-self._bytes)
+            if self._path is not None and not leave:
+                self._path.unlink(missing_ok=True)
+
+    def state(self) -> Tree:
+        """The sums of the bands in the file, which is on the disk when this returns."""
+        os.fsync(self._file.fileno())
+        return {"order": self._layout.order, "sums": [list(each) for each in self._sums]}
+
+    def restore(self, tree: Tree) -> None:
+        """Check that the bands of another process are there."""
+        self._layout.restore(tree["order"])
+        self._sums = [(lo, hi, text) for lo, hi, text in tree["sums"]]
+        for lo, hi, text in self._sums:
+            if digest(_bytes_of(self._packed(lo, hi))) != text:
+                raise StaleError(f"{self._path} has other rows {lo} to {hi} than were written")
+
+    def record(self) -> Tree:
+        """All rows, each piece read when it is written."""
+        rows, step = self._bytes // self._row_bytes, max(1, _RECORDED_BYTES // self._row_bytes)
+        cuts = [(lo, min(lo + step, rows)) for lo in range(0, rows, step)]
+        pieces = [[lo, hi, partial(self._packed, lo, hi)] for lo, hi in cuts]
+        return {"order": self._layout.order, "pieces": pieces}
+
+    def replay(self, tree: Tree) -> None:
+        """Write them again."""
+        self._layout.restore(tree["order"])
+        for lo, hi, read in tree["pieces"]:
+            self.put(lo, hi, self._layout.unpack(read()))
+
+    def _packed(self, lo: int, hi: int) -> Tensor:
         shape = self._layout.shape(self._shape, (hi - lo) * self._per_row)
         packed = torch.empty(shape, dtype=self._dtype)
         view, place = _bytes_of(packed), lo * self._row_bytes
@@ -280,16 +379,14 @@ class DiskValue:
             if count == 0:
                 raise RunError("a spilled value is shorter than it was written")
             view, place = view[count:], place + count
-        return self._layout.unpack(packed.to(self._device))
+        return packed
 
-    def free(self, below: int) -> None:
-        """The file keeps its size until `close`."""
 
-    def close(self) -> None:
-        """Give the room back."""
-        if not self._file.closed:
-            self._file.close()
-            self._count(-self._bytes)
+def _opened(folder: Path, path: Path | None) -> IO[bytes]:
+    """A file to read and write; one that a killed process left keeps its bytes."""
+    if path is None:
+        return tempfile.TemporaryFile(dir=folder, buffering=0)
+    return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
 
 
 def _bytes_of(dense: Tensor) -> memoryview:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from hirescli.cascade.decoded import holds
 from hirescli.cascade.pictures import no_larger
 from hirescli.cascade.prepare import Models, guiding
-from hirescli.cascade.stages import Stages
-from hirescli.errors import RequestError
+from hirescli.cascade.stages import LATENTS, Stages
+from hirescli.errors import RequestError, RunError
 from hirescli.events import Event, Listener, RunDone, RunStarted, StageDone, StageStarted, Warned
 from hirescli.models.load import quiet_libraries
 from hirescli.output.finalise import FinishedFile, finalise
 from hirescli.output.pictures import to_spool
 from hirescli.output.spool import Spool
 from hirescli.planning.machine import peak_rss_bytes
+from hirescli.runs.conditions import conditions
 from hirescli.runs.directory import RunDirectory, refuse_conflict
 
 if TYPE_CHECKING:
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 
 _LAST = "last"  # name of the spool that the output is made from
+_DONE = "done"  # in the journal, of a stage
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,9 @@ def run(plans: Sequence[ValidatedPlan], listener: Listener | None = None) -> lis
 
     Conflicts of all images are refused before anything is made. Each image then has its run
     directory, and the disk for its last spool, at its own turn: the first before the model is
-    loaded. One that fails leaves the finished ones and its spool; an interrupted one leaves no
-    spool, since nothing goes on from it. The number of torch's threads is set for each image
-    and is afterwards what it was.
+    loaded. One that fails or is interrupted leaves its run directory, and the same plan goes on
+    from there. The number of torch's threads is set for each image and is afterwards what it
+    was.
 
     Raises:
         RequestError: If a run directory was left by another recipe, or two outputs are one.
@@ -83,22 +88,18 @@ def _refuse_conflicts(plans: Sequence[ValidatedPlan]) -> None:
     for validated in plans:
         if outputs.count(validated.output) > 1:
             raise RequestError(f"two images would be {validated.output}; name each differently")
-        refuse_conflict(validated.output, validated.plan.recipe)
+        refuse_conflict(validated.output, validated.plan.recipe, conditions(validated.plan))
 
 
 def _image(validated: ValidatedPlan, models: Models, tell: Listener) -> Result:
     threads = validated.plan.recipe.threads
     assert threads is not None, "the recipe is not resolved"
-    with _directory(validated) as directory, _torch_threads(threads):
+    with _directory(validated, tell) as directory, _torch_threads(threads):
+        _reserve(validated.plan, directory)
         try:
-            _reserve(validated.plan, directory)
             return _make(validated, directory, models.of(validated.plan), tell)
         except RequestError:  # of files that the request names: nothing was made
             directory.remove()
-            raise
-        except BaseException as error:
-            if not isinstance(error, Exception):  # a signal; after a failure rows may be of use
-                directory.drop_spools()
             raise
 
 
@@ -113,9 +114,15 @@ def _torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _directory(validated: ValidatedPlan) -> RunDirectory:
+def _directory(validated: ValidatedPlan, tell: Listener) -> RunDirectory:
     plan = validated.plan
-    return RunDirectory(validated.output, recipe=plan.recipe, plan_json=plan.to_json())
+    return RunDirectory(
+        validated.output,
+        recipe=plan.recipe,
+        conditions=conditions(plan),
+        plan_json=plan.to_json(),
+        warn=lambda message: tell(Warned(message)),
+    )
 
 
 def _make(
@@ -128,7 +135,7 @@ def _make(
     noise = torch.Generator("cpu").manual_seed(recipe.seed)
     spill = plan.spill or directory.path
     with guiding(recipe, model, directory.spool) as guides:
-        stages = Stages(model, plan, noise, spill, tell, guides)
+        stages = Stages(model, plan, noise, spill, tell, directory.journal, guides)
         last_spool = _cascade(plan, directory, stages, tell)
     file = finalise(
         last_spool,
@@ -142,36 +149,65 @@ def _make(
 
 
 def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener) -> Path:
-    """Run all stages; returns the 8-bit spool of the last one."""
-    *_, last = plan.stages
-    previous = _first_picture(plan, directory)
-    for cost in plan.stage_costs:
+    """Run the stages that are not finished; returns the 8-bit spool of the last one."""
+    first = _first_unfinished(plan, directory, stages)
+    for cost in plan.stage_costs[first:]:
         stage, began = cost.stage, time.monotonic()
         size_px = (stage.width_px, stage.height_px)
         tell(StageStarted(stage.index, len(plan.stages), stage.kind, *size_px, stage.steps))
-        if previous is None:
-            latents = stages.base(cost)
-        else:
-            latents = stages.upscale(cost, stages.encode(previous, cost))
-            previous.unlink()
-        if stage is last:
-            spool = Spool.open(directory.spool(_LAST), writable=True)
-        else:
-            path = directory.spool(stage.index)
-            spool = Spool.create(path, width_px=size_px[0], height_px=size_px[1], bits=16)
-        with spool:
-            stages.decode(latents, cost, spool)
-        previous = spool.path
+        latents = stages.latents(cost, partial(_picture_before, plan, directory, stage.index))
+        with _spool(plan, directory, stage.index) as spool:
+            rows = stages.decode(latents, cost, spool)
+        journal = directory.journal.stage(stage.index)
+        journal.note(_DONE, rows=rows)
+        del latents
+        journal.drop(but=LATENTS if stage.index + 1 == len(plan.stages) else "")
+        if stage.index:
+            _spool_path(plan, directory, stage.index - 1).unlink(missing_ok=True)
         tell(StageDone(stage.index, time.monotonic() - began))
-    assert previous is not None, "a plan has stages"
-    return previous
+    return _spool_path(plan, directory, len(plan.stages) - 1)
 
 
-def _first_picture(plan: Plan, directory: RunDirectory) -> Path | None:
-    """The spool that the first stage begins with, if it begins with a picture."""
+def _first_unfinished(plan: Plan, directory: RunDirectory, stages: Stages) -> int:
+    """The index of the first stage to run; behind the last if all are finished.
+
+    The noise goes on from where the stage before left it.
+    """
+    for index in reversed(range(len(plan.stages))):
+        done = directory.journal.stage(index).fact(_DONE)
+        if done is None:
+            continue
+        path = _spool_path(plan, directory, index)
+        try:
+            with Spool.open(path) as spool:
+                stands = holds(spool, done["rows"])
+        except RunError:
+            stands = False
+        if stands and stages.go_on_behind(index):
+            return index + 1
+    return 0
+
+
+def _spool_path(plan: Plan, directory: RunDirectory, index: int) -> Path:
+    return directory.spool(_LAST if index + 1 == len(plan.stages) else index)
+
+
+def _spool(plan: Plan, directory: RunDirectory, index: int) -> Spool:
+    """The writable spool of a stage; what an earlier process wrote into it is there."""
+    stage, path = plan.stages[index], _spool_path(plan, directory, index)
+    if path.exists():
+        with contextlib.suppress(RunError):
+            return Spool.open(path, writable=True)
+    size_px = {"width_px": stage.width_px, "height_px": stage.height_px}
+    return Spool.create(path, **size_px, bits=8 if index + 1 == len(plan.stages) else 16)
+
+
+def _picture_before(plan: Plan, directory: RunDirectory, index: int) -> Path:
+    """The spool of the picture that a stage enlarges."""
+    if index:
+        return _spool_path(plan, directory, index - 1)
     picture = plan.recipe.source or plan.recipe.init_image
-    if picture is None:
-        return None
+    assert picture is not None, "a stage without strength begins from noise"
     first, path = plan.stages[0], directory.spool("given")
     to_spool(picture.path, path)
     size_px = {"width_px": first.width_px, "height_px": first.height_px}
@@ -180,9 +216,7 @@ def _first_picture(plan: Plan, directory: RunDirectory) -> Path | None:
 
 def _reserve(plan: Plan, directory: RunDirectory) -> None:
     """Take the room of the last spool now: a full disk is found before hours of work."""
-    *_, last = plan.stages
-    path = directory.spool(_LAST)
-    Spool.create(path, width_px=last.width_px, height_px=last.height_px, bits=8).close()
+    _spool(plan, directory, len(plan.stages) - 1).close()
 
 
 def _with_truncation(recipe: Recipe, model: Model, tell: Listener) -> Recipe:

@@ -103,6 +103,15 @@ class Sweep:
         """Whether the last band is done."""
         return self.progress >= self.finest_rows
 
+    @property
+    def done(self) -> Mapping[int, int]:
+        """Rows of each operation that are computed; with `progress`, where the sweep is."""
+        return self._done
+
+    def go_on(self, progress: int, done: Mapping[int, int]) -> None:
+        """Be where another sweep of the same pass was."""
+        self.progress, self._done = progress, dict(done)
+
     def next_band(self, rows: int) -> Band:
         """The band of the next `rows` rows of the finest level; `commit` it when it is done."""
         end = min(self.progress + rows, self.finest_rows)
@@ -124,8 +133,7 @@ class Sweep:
 
     def commit(self, band: Band) -> None:
         """Go on behind the band."""
-        self._done = dict(band.done)
-        self.progress = band.progress
+        self.go_on(band.progress, band.done)
 
     def _needs(self, end: int) -> dict[int, int]:
         need: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""The run directory `OUT.run/`: lock, recipe, plan and spools of one output.
+"""The run directory `OUT.run/`: lock, recipe, plan, journal, records and spools of one output.
 
 Only files that a run makes are ever removed from it, by name: a folder of the user's that
 happens to be called so is refused and stays as it is.
@@ -7,8 +7,9 @@ happens to be called so is refused and stays as it is.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,13 +20,21 @@ from hirescli.errors import ConfigError, HiresError, RequestError, RunError
 from hirescli.output.finalise import partial_path
 from hirescli.output.metadata import inspect
 from hirescli.recipe import CONSEQUENCES, Recipe, read_recipe_file
+from hirescli.runs.journal import JOURNAL, SUFFIXES, Journal
 
 _RECIPE = "recipe.json"
 _PLAN = "plan.json"
+_CONDITIONS = "conditions.json"
 _LOCK = "lock"
+_TEXTS = (_PLAN, _RECIPE, _CONDITIONS, JOURNAL)
 _SPOOL_SUFFIX = ".spool.tif"
 _WRITING_SUFFIX = ".writing"
 _LOCK_TRIES = 5
+_SHOWN = 60  # characters of a value in a message
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 class RunDirectory:
@@ -36,28 +45,44 @@ class RunDirectory:
     Args:
         output: The final name of the picture; the folder is `OUTPUT.run` beside it.
         recipe: The resolved recipe of this run.
+        conditions: What the bits depend on beside it: see `hirescli.runs.conditions`.
         plan_json: The plan as JSON, for people who look into the folder.
-        restart: Start over where the folder belongs to another recipe.
+        restart: Start over, also where the folder belongs to another recipe.
+        warn: Told of records that are damaged.
 
     Raises:
         RunError: If another process works in it, or it cannot be written.
-        RequestError: If it is left from another recipe (without `restart`), or not a run's.
+        RequestError: If it is left from another recipe or was made under other conditions
+            (without `restart`), or is not a run's.
 
     Attributes:
         path: The folder.
         output: The final name.
+        journal: What is finished.
     """
 
     def __init__(
-        self, output: Path, *, recipe: Recipe, plan_json: str = "{}", restart: bool = False
+        self,
+        output: Path,
+        *,
+        recipe: Recipe,
+        conditions: Mapping[str, str] | None = None,
+        plan_json: str = "{}",
+        restart: bool = False,
+        warn: Callable[[str], None] = _silent,
     ) -> None:
         self.output = output
         self.path = run_path(output)
         self._lock = _locked(self.path, output)
         try:
-            self._take_over(recipe, restart=restart)
+            if restart:
+                self._clear()
+            else:
+                _refuse_others(self.path, recipe, conditions)
             _write_atomically(self.path / _PLAN, plan_json)
+            _write_atomically(self.path / _CONDITIONS, json.dumps(dict(conditions or {})))
             _write_atomically(self.path / _RECIPE, recipe.to_json(indent=2))
+            self.journal = Journal(self.path, warn)
         except OSError as error:
             self._lock.release()
             raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
@@ -70,21 +95,18 @@ class RunDirectory:
         stem = f"stage-{name}" if isinstance(name, int) else name
         return self.path / f"{stem}{_SPOOL_SUFFIX}"
 
-    def drop_spools(self) -> None:
-        """Free the disk of the run; recipe and plan stay."""
-        self._clear()
-
     def remove(self) -> None:
         """Remove what the run made, after success. Files of others stay, and so the folder."""
+        self.journal.close()
         self._clear()
-        for name in (_PLAN, _RECIPE, _LOCK):
-            (self.path / name).unlink(missing_ok=True)
+        (self.path / _LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: somebody put a file of theirs there
             self.path.rmdir()
         self._lock.release()
 
     def release(self) -> None:
         """Give the lock back and leave the folder."""
+        self.journal.close()
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -98,14 +120,10 @@ class RunDirectory:
     ) -> None:
         self.release()
 
-    def _take_over(self, recipe: Recipe, *, restart: bool) -> None:
-        """Check what an earlier run left, and remove its spools: they begin anew."""
-        if not restart:
-            _refuse_other_recipe(self.path, recipe)
-        self._clear()
-
     def _clear(self) -> None:
-        for path in [*_spools(self.path), partial_path(self.output)]:
+        """Remove all that a run makes, but the lock."""
+        made = [self.path / name for name in _TEXTS]
+        for path in [*made, *_made(self.path), partial_path(self.output)]:
             path.unlink(missing_ok=True)
 
 
@@ -114,7 +132,9 @@ def run_path(output: Path) -> Path:
     return output.with_name(output.name + ".run")
 
 
-def refuse_conflict(output: Path, recipe: Recipe) -> None:
+def refuse_conflict(
+    output: Path, recipe: Recipe, conditions: Mapping[str, str] | None = None
+) -> None:
     """Refuse what `RunDirectory` would refuse, without making anything.
 
     Raises:
@@ -126,7 +146,7 @@ def refuse_conflict(output: Path, recipe: Recipe) -> None:
     _refuse_foreign(path)
     if (path / _LOCK).exists():
         _locked(path, output).release()
-    _refuse_other_recipe(path, recipe)
+    _refuse_others(path, recipe, conditions)
 
 
 def clear_finished(output: Path, recipe: Recipe) -> None:
@@ -198,13 +218,15 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _refuse_other_recipe(path: Path, recipe: Recipe) -> None:
-    left = path / _RECIPE
-    keys = _differing_keys(left, recipe) if left.exists() else []
+def _refuse_others(path: Path, recipe: Recipe, conditions: Mapping[str, str] | None) -> None:
+    """Refuse to go on where that would mix two pictures, or two ways of rounding."""
+    keys = _differing_keys(path / _RECIPE, recipe) if (path / _RECIPE).exists() else []
+    if not keys and conditions is not None:
+        keys = _differing_conditions(path / _CONDITIONS, conditions)
     if keys:
         raise RequestError(
-            f"{path} is left from a run with another recipe (differs in {', '.join(keys)});"
-            " give the same choices, --restart to start over, or another name with -o"
+            f"{path} is left from a run that differs in {', '.join(keys)}; give the same choices "
+            "to go on with it, --restart to start over, or another name with -o"
         )
 
 
@@ -212,9 +234,9 @@ def _is_run(names: Iterable[str]) -> bool:
     return any(name in (_LOCK, _RECIPE) for name in names)
 
 
-def _spools(path: Path) -> list[Path]:
-    """Spools, half-written texts, and what libvips leaves where it has no nameless files."""
-    ends, starts = (_SPOOL_SUFFIX, _WRITING_SUFFIX), "vips-"
+def _made(path: Path) -> list[Path]:
+    """Spools, records, half-written files, and what libvips leaves where it has no nameless ones."""
+    ends, starts = (_SPOOL_SUFFIX, _WRITING_SUFFIX, *SUFFIXES), "vips-"
     return [e for e in path.iterdir() if e.name.endswith(ends) or e.name.startswith(starts)]
 
 
@@ -225,7 +247,23 @@ def _differing_keys(left: Path, recipe: Recipe) -> list[str]:
     except ConfigError:
         return ["everything: its recipe is damaged"]
     now = recipe.model_dump()
-    return [key for key in now if key not in CONSEQUENCES and now[key] != before[key]]
+    keys = [key for key in now if key not in CONSEQUENCES and now[key] != before[key]]
+    return [f"{key} ({_short(before[key])}, now {_short(now[key])})" for key in keys]
+
+
+def _differing_conditions(left: Path, now: Mapping[str, str]) -> list[str]:
+    """The conditions that were others; none where none are known."""
+    try:
+        before = json.loads(left.read_text(encoding="utf-8"))
+        keys = [key for key in now if before.get(key, now[key]) != now[key]]
+        return [f"{key} ({before[key]}, now {now[key]})" for key in keys]
+    except (OSError, ValueError, AttributeError):
+        return []
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def _write_atomically(path: Path, text: str) -> None:

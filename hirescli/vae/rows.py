@@ -15,6 +15,7 @@ from hirescli.bands.tensor import naming_modules
 
 if TYPE_CHECKING:
     from hirescli.bands.engine import Engine
+    from hirescli.bands.snapshot import Resumable
     from hirescli.bands.tensor import BandedTensor
 
 Rows = np.ndarray[Any, np.dtype[np.float32]]
@@ -30,8 +31,9 @@ class PictureRows(Protocol):
 
 @torch.no_grad()
 def decode_rows(
-    autoencoder: Any, latents: BandedTensor, *, engine: Engine, sink: RowSink, pools: bool = True
-) -> None:
+    autoencoder: Any, latents: BandedTensor, *, engine: Engine, sink: RowSink, pools: bool = True,
+    resumable: Resumable | None = None,
+) -> None:  # fmt: skip
     """Decode latents, from top to bottom, without ever holding the picture.
 
     Args:
@@ -41,6 +43,7 @@ def decode_rows(
         sink: Takes the first pixel row of a band and the band (n, W, 3), float32 in about
             [0, 1], unclamped. After memory ran out it may be given rows again.
         pools: Whether the middle block may attend to averages where keys are too many.
+        resumable: Where the call is remembered, and what the sink's rows go to.
 
     Raises:
         NotFiniteError: If a value is no number.
@@ -48,7 +51,8 @@ def decode_rows(
     with no_collection(), naming_modules(autoencoder), pooling_keys(pools):
         sample = _unscaled(autoencoder, latents.to(autoencoder.dtype))
         (picture,) = autoencoder.decode(sample, return_dict=False)
-        engine.compute(picture.nodes, [lambda lo, hi, band: sink(lo, _pixels(band))])
+        rows_to = [lambda lo, hi, band: sink(lo, _pixels(band))]
+        engine.compute(picture.nodes, rows_to, resumable)
 
 
 @torch.no_grad()
@@ -104,7 +108,7 @@ def encode_rows(
         pixels = banded(shape, source, dtype=autoencoder.dtype, device=place)
         (encoded,) = autoencoder.encode(pixels, return_dict=False)
         latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # or a distribution
-        (kept,) = engine.keep([_scaled(autoencoder, latents).float()], store)
+        (kept,) = engine.keep([_scaled(autoencoder, latents).float()], store, record="encoder")
     return kept
 
 
