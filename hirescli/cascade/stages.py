@@ -35,6 +35,7 @@ from hirescli.output.resize import Resized
 from hirescli.output.spool import Spool, quantise
 from hirescli.planning.cascade import schedule_steps
 from hirescli.planning.cost import component_rows, flops_per_second, stores_of
+from hirescli.planning.sizes import base_size
 from hirescli.vae.rows import Rows, decode_rows, decode_tiled, encode_rows
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ class Stages:
                 store=cost.latents_store,
                 place=self.place,
                 told=told,
+                pools=self.plan.recipe.vae_attention == "pooled",
             )
 
     def _engine(self, cost: StageCost, component: str) -> Engine:
@@ -261,11 +263,13 @@ class Stages:
         if card.family == "builtin":
             made["guidance_rescale"] = GUIDANCE_RESCALE
         if card.family == "sdxl":
-            # The size that the model is told stays that of the base picture.
-            base = self.plan.stages[0]
-            made["original_size"] = made["target_size"] = (base.height_px, base.width_px)
-        if self.guides.image_embeds is not None:
-            made["ip_adapter_image_embeds"] = self.guides.image_embeds
+            # The size that the model is told stays that of a base picture.
+            width_px, height_px = base_size(recipe.width_px, recipe.height_px, card)
+            made["original_size"] = made["target_size"] = (height_px, width_px)
+        if (embeds := self.guides.image_embeds) is not None:
+            if stage.guidance_scale <= 1:  # no guidance: what is to be avoided is not asked for
+                embeds = [each.chunk(2)[1] for each in embeds]
+            made["ip_adapter_image_embeds"] = embeds
         return made | {
             "guidance_scale": stage.guidance_scale,
             "generator": self.noise,
