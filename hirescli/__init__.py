@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hirescli.recipe import Recipe
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "generate", "linearize", "plan", "stream", "unlinearize"]
+__all__ = ["Recipe", "generate", "linearize", "plan", "stream", "unlinearize", "upscale"]
 
 
 def __getattr__(name: str) -> Any:
@@ -114,6 +114,47 @@ def generate(
         return before
     machine = Machine.detect(with_devices=made.recipe.device == "cuda")
     return made.validate(machine, target, overwrite).execute(run, listener)
+
+
+def upscale(
+    picture: str | Path,
+    output: str | Path | None = None,
+    *,
+    memory: str | int | None = None,
+    host_memory: str | int | None = None,
+    spill: str | Path | None = None,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+    **choices: Any,
+) -> Result:
+    """Enlarge a picture; the model draws what the larger one shows of it.
+
+    Args:
+        picture: TIFF, also of gigapixels, PNG, JPEG or another that Pillow reads.
+        output, memory, host_memory, spill, overwrite, listener: As in `generate`.
+        choices: Of a recipe: `size`, the long side or "WIDTHxHEIGHT" (default: both sides are
+            doubled), `prompt`, `model`, `strengths`, `upscale_steps`, ...
+
+    Returns:
+        What was made.
+
+    Raises:
+        RequestError, RunError: As `generate`.
+    """
+    from hirescli.output.enlarging import enlarging
+    from hirescli.recipe import Recipe
+
+    completed = enlarging(Path(picture), [choices])
+    others = {key: value for key, value in choices.items() if key != "size"}
+    return generate(
+        Recipe.from_fragments(others, completed),
+        output,
+        memory=memory,
+        host_memory=host_memory,
+        spill=spill,
+        overwrite=overwrite,
+        listener=listener,
+    )
 
 
 def _finished(target: Path, made: Plan) -> Result | None:

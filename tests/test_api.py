@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import hirescli
 from hirescli.errors import ConfigError, RequestError
@@ -24,6 +25,17 @@ def test_messages_name_the_argument(tmp_path: Path) -> None:
         hirescli.generate(SMALL, tmp_path / "a.tif")
     with pytest.raises(RequestError, match=r"memory=\.\.\."):
         hirescli.generate(SMALL, tmp_path / "b.tif", memory="1MB")
+
+
+@pytest.mark.slow
+def test_a_picture_is_enlarged(tmp_path: Path) -> None:
+    Image.effect_noise((90, 61), 50).convert("RGB").save(tmp_path / "in.png")
+    made = hirescli.upscale(
+        tmp_path / "in.png", tmp_path / "out.png", upscale_steps=1, strengths=[0.2]
+    )
+    assert (made.recipe.width_px, made.recipe.height_px) == (184, 128)
+    with pytest.raises(RequestError, match="90x61"):
+        hirescli.upscale(tmp_path / "in.png", size="80x64")
 
 
 @pytest.mark.slow

@@ -71,17 +71,6 @@ class SkipSettings:
         return self.sigma * (0.99 * fading + 0.01)
 
 
-def dilation_ratio(size_px: tuple[int, int], native_px: tuple[int, int]) -> int:
-    """How many times larger than native a stage is, as a whole number from 1 on.
-
-    Args:
-        size_px: Width and height of the stage.
-        native_px: Width and height that the model was trained at, or of the base stage.
-    """
-    exact = math.sqrt(math.prod(size_px) / math.prod(native_px))
-    return max(1, math.floor(exact + 0.5))  # round() would go to the even neighbour
-
-
 class SkipDenoiser:
     """Stands in for a denoiser's forward and gives the mixed prediction.
 

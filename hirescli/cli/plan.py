@@ -24,7 +24,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="BYTES",
-            help="Plan for a GPU of this much memory, such as 8GB, in place of this machine's.",
+            help="Plan for a GPU of this much memory, such as 8GB. Default: this machine's.",
             show_default=False,
         ),
     ] = None,

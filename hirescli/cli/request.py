@@ -82,7 +82,10 @@ def _recipes(options: RequestOptions, source: Path | None) -> tuple[Recipe, ...]
     if source is None:
         sized = _default_size([*files, flags])
     else:
-        sized, flags = {}, _enlarging(source, files, flags)
+        from hirescli.output.enlarging import enlarging
+
+        completed = enlarging(source, [*files, flags])
+        sized, flags = {}, {k: v for k, v in flags.items() if k != "size"} | completed
     fragments = [sized, *_fitting(files, flags), flags]
     if options.recipe is not None:
         fragments[1] = _of_its_size(fragments[1], fragments[2:])
@@ -197,35 +200,8 @@ def _default_size(fragments: list[Mapping[str, Any]]) -> dict[str, Any]:
         said |= fragment
     if any(said.get(key) is not None for key in ("size", "width_px", "height_px")):
         return {}
-    card = find(said.get("model") or Recipe.model_fields["model"].default, weights=False).card
-    return {"size": card.native_px}
-
-
-def _enlarging(
-    source: Path, files: list[Mapping[str, Any]], flags: dict[str, Any]
-) -> dict[str, Any]:
-    """The flags with the picture that is enlarged, and with the size in its shape."""
-    from hirescli.models.registry import find
-    from hirescli.output.pictures import look
-    from hirescli.planning.sizes import fitted_size
-
-    said: dict[str, Any] = {}
-    for fragment in (*files, flags):
-        said |= fragment
-    made = {key: value for key, value in flags.items() if key != "size"}
-    made |= {"source": str(source), "prompt": said.get("prompt", "")}
-    size = str(said.get("size", ""))
-    if "x" in size.lower() or any(key in flags for key in ("width_px", "height_px")):
-        return made | ({"size": size} if size else {})
-    picture, model = look(source), said.get("model") or "builtin"
-    if size and not size.isdigit():
-        return made | {"size": size}  # named as no size by the recipe
-    long_side_px = int(size) if size else 2 * max(picture.width_px, picture.height_px)
-    card = find(model, weights=False).card
-    if not size:
-        long_side_px = -(-long_side_px // card.multiple_px) * card.multiple_px
-    width_px, height_px = fitted_size((picture.width_px, picture.height_px), long_side_px, card)
-    return made | {"width_px": width_px, "height_px": height_px}
+    model = said.get("model") or Recipe.model_fields["model"].default
+    return {"size": find(model, said.get("revision"), weights=False).card.native_px}
 
 
 def _named_file(output: str | None) -> Path | None:

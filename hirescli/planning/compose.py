@@ -65,9 +65,7 @@ def _sums(ops: list[Op], first: Sequence[int], second: Sequence[int]) -> list[in
     for a, b in zip(first, second, strict=True):
         like = ops[b]
         made.append(len(ops))
-        ops.append(
-            Op("local", "add", (a, b), px=like.px, itemsize=like.itemsize, px_flops=like.px)
-        )
+        ops.append(Op("local", "add", (a, b), px=like.px, itemsize=like.itemsize))
     return made
 
 

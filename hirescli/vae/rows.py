@@ -81,6 +81,7 @@ def decode_tiled(autoencoder: Any, latents: Tensor, *, rows: int, sink: RowSink)
 def encode_rows(
     autoencoder: Any, picture: PictureRows, *, width_px: int, height_px: int, engine: Engine,
     store: str, place: torch.device | str = "cpu", told: Callable[[int], None],
+    pools: bool = True,
 ) -> BandedTensor:  # fmt: skip
     """Encode a picture whose rows are made as they are read.
 
@@ -93,6 +94,7 @@ def encode_rows(
         store: Where the latents are kept.
         place: Where bands are computed.
         told: Called with the pixel rows that are read.
+        pools: As in `decode_rows`.
 
     Returns:
         Latents (1, C, h, w), float32, scaled and shifted as the denoiser has them.
@@ -103,7 +105,7 @@ def encode_rows(
         told(hi)
         return rows.mul(2).sub(1).to(place, autoencoder.dtype)
 
-    with no_collection(), naming_modules(autoencoder):
+    with no_collection(), naming_modules(autoencoder), pooling_keys(pools):
         shape = (1, 3, height_px, width_px)
         pixels = banded(shape, source, dtype=autoencoder.dtype, device=place)
         (encoded,) = autoencoder.encode(pixels, return_dict=False)

@@ -17,6 +17,7 @@ import hirescli
 from hirescli.cascade.methods import anchor_colours
 from hirescli.output.resize import ArrayRows, Resized
 from hirescli.planning.cascade import Stage, schedule_steps
+from hirescli.planning.sizes import base_size
 
 SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,
@@ -127,8 +128,8 @@ class Plain:
             given |= {"image": encoded, "strength": stage.strength}
             given["num_inference_steps"] = schedule_steps(stage.strength, stage.steps)
         if self.xl:
-            base = plan.stages[0]
-            given["original_size"] = given["target_size"] = (base.height_px, base.width_px)
+            width_px, height_px = base_size(recipe.width_px, recipe.height_px, plan.card)
+            given["original_size"] = given["target_size"] = (height_px, width_px)
         if self.controls:
             images = [resized(opened(path), stage) for _, path, _ in self.controls]
             given["image" if encoded is None else "control_image"] = images

@@ -26,7 +26,7 @@ pytestmark = [
 SIZES = {"sd15": "136x96", "sd21": "96x152", "sdxl": "168x248"}  # two stages, neither square
 EXACT = ("--dtype", "float32", "--vae-dtype", "float32")
 COMMON = ("--steps", 2, "--upscale-steps", 2, "--seed", 3, *EXACT, "--rows", 3)
-GUIDES: dict[str, tuple[str, ...]] = {
+GUIDES: dict[str, tuple[str | int, ...]] = {
     "prompt": (),
     "negative": ("--negative-prompt", "people"),
     "linear": ("--attention", "linear", "--adapter", "{linfusion}"),
@@ -36,6 +36,8 @@ GUIDES: dict[str, tuple[str, ...]] = {
     "image": ("--image-prompt", "{edges}:0.7", "--image-adapter", "{ip}"),
     "images": ("--image-prompt", "{edges}:0.7", "--image-prompt", "{depth}", "--image-adapter",
                "{ip}"),
+    "unguided": ("--image-prompt", "{edges}:0.7", "--image-adapter", "{ip}", "--guidance-scale", 1,
+                 "--upscale-guidance-scale", 1),
     "begun": ("--init-image", "{edges}", "--init-strength", "0.7"),
 }  # fmt: skip
 GUIDES["all"] = tuple(
@@ -71,7 +73,7 @@ def words(root: Path, family: str, guide: str) -> list[str]:
         "edges": root / "edges.png",
         "depth": root / "depth.png",
     }
-    return [word.format(**names) for word in GUIDES[guide]]
+    return [str(word).format(**names) for word in GUIDES[guide]]
 
 
 def plainly(root: Path, family: str, recipe: hirescli.Recipe) -> Plain:

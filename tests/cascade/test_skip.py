@@ -28,7 +28,6 @@ from hirescli.cascade.skip import (
     SkipSettings,
     blurred_alike,
     dilated,
-    dilation_ratio,
     skipping,
 )
 from hirescli.errors import RequestError
@@ -109,14 +108,6 @@ def test_the_share_of_noise_runs_from_one_to_zero() -> None:
     assert SETTINGS.blur_sigma(0) == pytest.approx(0.008)
     halved = SkipSettings(train_steps=500, sigma=2, blur_power=2)
     assert halved.blur_sigma(250) == pytest.approx(2 * (0.99 * 0.25 + 0.01))
-
-
-def test_the_ratio_is_a_whole_number() -> None:
-    native = (1024, 1024)
-    sizes = [(1024, 1024), (1200, 1200), (1536, 1536), (2048, 2048), (2560, 2560), (16384, 16384)]
-    assert [dilation_ratio(size, native) for size in sizes] == [1, 1, 2, 2, 3, 16]
-    assert dilation_ratio((16384, 8192), (1024, 512)) == 16
-    assert dilation_ratio((256, 256), native) == 1
 
 
 # Dilation

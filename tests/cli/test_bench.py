@@ -86,4 +86,5 @@ def test_bands(hires: Callable) -> None:
         assert each["error"] < 1e-4
         assert each["best_ratio"] > 0
         assert each["median_ratio"] > 0
-        assert len(each["plain_seconds"]) == len(each["banded_seconds"]) == 5  # they are short
+        assert len(each["plain_seconds"]) == len(each["banded_seconds"])
+        assert len(each["plain_seconds"]) in (1, 5)  # short calls are measured again

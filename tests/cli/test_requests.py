@@ -68,7 +68,7 @@ def test_every_flag_reaches_the_recipe(hires: Callable) -> None:
     wanted = {
         "prompt": "sea", "negative_prompt": "fog", "width_px": 1024, "height_px": 1024, "seed": 5,
         "model": "builtin", "steps": 6, "guidance_scale": 2.5, "scheduler": "ddim",
-        "method": "sdedit", "upscale_steps": 3, "upscale_guidance_scale": 1.5,
+        "method": "sdedit", "upscale_steps": [3, 3, 3], "upscale_guidance_scale": 1.5,
         "dtype": "bfloat16", "format": "tiff", "tile_px": 256, "compression": "jpeg",
         "quality": 80, "dpi": 150, "metadata": False, "rows": 8,
     }  # fmt: skip

@@ -46,7 +46,7 @@ def prompts(tmp_path: Path) -> Path:
 
 def test_every_script_is_tried() -> None:
     names = {path.name for path in SCRIPTS.iterdir()}
-    assert names == {"pictures.sh", "prompts.sh", "slurm-array.sh"}
+    assert names == {"cards.sh", "pictures.sh", "prompts.sh", "slurm-array.sh"}
 
 
 def test_prompts_plans_each_line(tmp_path: Path, prompts: Path, environment: dict) -> None:
@@ -62,6 +62,14 @@ def test_prompts_goes_on_after_a_failure(tmp_path: Path, prompts: Path, environm
     assert done.returncode == 1
     assert "failed: " in done.stderr
     assert "out/stone-seed0.tif" in done.stdout
+
+
+def test_cards_tells_what_cards_take(tmp_path: Path, environment: dict) -> None:
+    done = run("cards.sh", environment, tmp_path, "sd15", "1024")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[1] == "|---" * 7 + "|"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| 8GB", "| 12GB", "| 24GB", "| 80GB"]
 
 
 def test_slurm_array_takes_its_line(tmp_path: Path, prompts: Path, environment: dict) -> None:

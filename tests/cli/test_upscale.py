@@ -49,6 +49,27 @@ def test_pictures_of_other_kinds(hires: Callable, mode: str) -> None:
     assert hires("upscale", "in.tif", "-o", "out.png", *FEW).code == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        (["--preset", "mine.toml"], (256, 176)),  # a square of a preset is its long side
+        (["--preset", "mine.toml", "-W", 128, "-H", 88], (128, 88)),
+        (["--preset", "mine.toml", "--size", 192], (192, 128)),
+        (["--recipe", "both.json"], (192, 136)),
+    ],
+)
+def test_the_last_size_said_counts(
+    hires: Callable, words: list[object], size: tuple[int, int]
+) -> None:
+    picture("in.png", 90, 61)
+    Path("mine.toml").write_text("[recipe]\nsize = 256\n")
+    Path("both.json").write_text('{"width_px": 192, "height_px": 136}')
+    ran = hires("upscale", "in.png", *words, "--dry-run", "--json")
+    assert ran.code == 0, ran.err
+    recipe = json.loads(ran.out)["recipe"]
+    assert (recipe["width_px"], recipe["height_px"]) == size
+
+
 def test_a_stage_at_a_time_of_what_is_said_for_it(hires: Callable) -> None:
     picture("in.png", 64, 48)
     said = ("--size", 256, "--upscale-steps", "4,2", "--strength", "0.5,0.25")

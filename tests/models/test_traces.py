@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from hirescli.models.load import Model, load
 from hirescli.models.registry import find, find_card
 from hirescli.models.traces import record, record_configs
 from hirescli.planning.card import COMPONENTS, Attention, trace_path, write_trace
-from hirescli.planning.passes import Schedule
+from hirescli.planning.passes import Pass, Schedule
 from hirescli.planning.trace import Trace
 
 CARD = find_card("builtin")
@@ -164,6 +166,16 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
     assert card.trace("decoder", "float32").ops
 
 
+def named_alike(each: Pass) -> Pass:
+    """A pass with its weights named as in a component alone.
+
+    An engine computes graphs of several components, so that it puts a number before the names
+    of all but the first.
+    """
+    names = sorted(re.sub(r"^\d+\.", "", name) for name in each.weights)
+    return replace(each, weights=tuple(names))
+
+
 @pytest.mark.slow
 def test_a_run_executes_the_schedules_of_its_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -191,7 +203,9 @@ def test_a_run_executes_the_schedules_of_its_plan(
     ]
     assert len(components) == len(wanted)
     for made, said in zip(components, wanted, strict=True):
-        assert made.passes == said.passes
+        assert [named_alike(each) for each in made.passes] == [
+            named_alike(each) for each in said.passes
+        ]
         assert made.kept == said.kept
         assert made.rows == said.rows
         assert made.peak_bytes == said.peak_bytes

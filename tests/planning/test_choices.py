@@ -32,8 +32,7 @@ def test_plurals_are_known(prompt: str) -> None:
 def test_foreign_words_stay_foreign(prompt: str) -> None:
     warning = CARD.foreign_prompt_warning(prompt)
     assert warning is not None
-    assert "a Stable Diffusion model is needed (--model FOLDER)" in warning
-    assert "this version runs the built-in one only" in warning
+    assert "for other subjects choose a Stable Diffusion model with --model" in warning
 
 
 @pytest.mark.parametrize(

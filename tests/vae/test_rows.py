@@ -115,7 +115,20 @@ def test_encoded_in_bands_equals_whole(
     torch.testing.assert_close(encoded(model, picture, rows, store), whole, rtol=1e-4, atol=1e-5)
 
 
-def encoded(model: Any, picture: Rows, rows: int, store: str) -> Tensor:
+@pytest.mark.parametrize("pools", [False, True])
+def test_the_encoder_pools_its_keys_where_it_may(
+    monkeypatch: pytest.MonkeyPatch, pools: bool
+) -> None:
+    monkeypatch.setattr("hirescli.bands.attention.MOST_POOLED_KEYS", 6)
+    picture = np.random.default_rng(4).random((16, 24, 3), dtype=np.float32)
+    with torch.no_grad():
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] * 2 - 1
+        whole = (KL.encode(pixels).latent_dist.mode() - 0.2) * 0.3
+    error = (encoded(KL, picture, 16, "host", pools) - whole).abs().max() / whole.std()
+    assert error > 1e-3 if pools else error < 1e-4
+
+
+def encoded(model: Any, picture: Rows, rows: int, store: str, pools: bool = True) -> Tensor:
     """Latents of a picture of its own size."""
     height_px, width_px, _ = picture.shape
     told: list[int] = []
@@ -128,6 +141,7 @@ def encoded(model: Any, picture: Rows, rows: int, store: str) -> Tensor:
             engine=engine(8 * rows, Path(folder)),
             store=store,
             told=told.append,
+            pools=pools,
         )
         (made,) = engine(rows).whole([kept])
     assert told == sorted(told)
