@@ -131,7 +131,12 @@ def upscale(
 
     Args:
         picture: TIFF, also of gigapixels, PNG, JPEG or another that Pillow reads.
-        output, memory, host_memory, spill, overwrite, listener: As in `generate`.
+        output: As in `generate`.
+        memory: As in `plan`.
+        host_memory: As in `plan`.
+        spill: As in `plan`.
+        overwrite: As in `generate`.
+        listener: As in `generate`.
         choices: Of a recipe: `size`, the long side or "WIDTHxHEIGHT" (default: both sides are
             doubled), `prompt`, `model`, `strengths`, `upscale_steps`, ...
 
