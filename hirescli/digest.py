@@ -5,7 +5,6 @@ What people compare, the SHA-256 of a finished file, is made where it is finishe
 
 from __future__ import annotations
 
-from collections.abc import Buffer
 from pathlib import Path
 
 import xxhash
@@ -19,7 +18,7 @@ class Digest:
     def __init__(self) -> None:
         self._state = xxhash.xxh3_128()
 
-    def add(self, data: Buffer) -> None:
+    def add(self, data: bytes | memoryview) -> None:
         """Go on with more bytes."""
         self._state.update(data)
 
@@ -28,7 +27,7 @@ class Digest:
         return self._state.hexdigest()
 
 
-def digest(data: Buffer) -> str:
+def digest(data: bytes | memoryview) -> str:
     """Of bytes: 32 hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(data)
 

@@ -25,16 +25,18 @@ class StaleError(Exception):
 
 
 class Snapshots(Protocol):
-    """Where the snapshots of one call go; only the latest is of use.
+    """Where the snapshots of one call go; only the latest is of use."""
 
-    Attributes:
-        prefix: Begins the names of files that snapshots refer to.
-        halvings: The band height after memory ran out, by pass and progress within it: part of
-            what the bits depend on.
-    """
+    @property
+    def prefix(self) -> str:
+        """Begins the names of files that snapshots refer to."""
 
-    prefix: str
-    halvings: Mapping[tuple[int, int], int]
+    @property
+    def halvings(self) -> Mapping[tuple[int, int], int]:
+        """The band height after memory ran out, by pass and progress within it.
+
+        It is part of what the bits depend on.
+        """
 
     def latest(self) -> Tree | None:
         """The latest snapshot, if there is a whole one."""

@@ -8,7 +8,7 @@ it holds is computed in bands and kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,9 @@ from hirescli.bands.call import StreamedCall, replaced_forward
 from hirescli.bands.engine import Engine, banded_tensor
 from hirescli.bands.execute import NotFiniteError
 from hirescli.bands.graph import parameter_names
+from hirescli.bands.snapshot import Record, Resumable, Tree
 from hirescli.bands.tensor import BandedTensor
+from hirescli.cascade.decoded import DecodedRows
 from hirescli.cascade.methods import anchor_colours
 from hirescli.cascade.noise import noise_like
 from hirescli.cascade.pictures import no_larger, picture_rows
@@ -32,22 +34,27 @@ from hirescli.errors import RunError
 from hirescli.events import Listener, RowsDecoded, RowsEncoded, StepDone, Warned
 from hirescli.output import spool as spools
 from hirescli.output.resize import Resized
-from hirescli.output.spool import Spool, quantise
+from hirescli.output.spool import Spool
 from hirescli.planning.cascade import schedule_steps
 from hirescli.planning.cost import component_rows, flops_per_second, stores_of
 from hirescli.planning.sizes import base_size
-from hirescli.vae.rows import Rows, decode_rows, decode_tiled, encode_rows
+from hirescli.vae.rows import decode_rows, decode_tiled, encode_rows
 
 if TYPE_CHECKING:
     from hirescli.models.load import Model
     from hirescli.planning.cascade import Stage
     from hirescli.planning.cost import StageCost
     from hirescli.planning.plan import Plan
+    from hirescli.runs.journal import Journal
 
 Tensors = dict[str, Any]
 # With noise of zero signal at the first step, plain guidance overshoots in contrast
 # (https://arxiv.org/abs/2305.08891, section 3.4): of the built-in model.
 GUIDANCE_RESCALE = 0.5
+# Names in the journal.
+LATENTS = "latents"
+_NOISE = "noise"
+_IN_FLOAT32 = "decodes-in-float32"
 _TILED_ROWS = 512  # pixel rows that go to the spool at a time
 
 
@@ -75,6 +82,7 @@ class Stages:
             the same noise on every device.
         spill: Folder for values on disk.
         listener: Is told of steps, rows and passes.
+        journal: Remembers what is finished.
         guides: Control images and image prompts.
     """
 
@@ -83,6 +91,7 @@ class Stages:
     noise: torch.Generator
     spill: Path
     listener: Listener
+    journal: Journal
     guides: Guides = field(default_factory=Guides)
 
     @property
@@ -90,8 +99,48 @@ class Stages:
         """Where bands are computed."""
         return torch.device(self.plan.recipe.device or "cpu")
 
-    def base(self, cost: StageCost) -> BandedTensor:
-        """Latents (1, C, h, w), float32, of the base picture, from noise."""
+    def latents(self, cost: StageCost, picture: Callable[[], Path]) -> BandedTensor:
+        """Latents (1, C, h, w), float32, of a stage: remembered ones, or made.
+
+        Args:
+            cost: Of the stage.
+            picture: Gives the spool that the stage enlarges; asked only if they are made.
+        """
+        stage = cost.stage
+        if (found := self._remembered(cost)) is not None:
+            return found
+        # Some schedulers draw from the global numbers.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.plan.recipe.seed + stage.index)
+            if stage.strength is None:
+                return self._base(cost)
+            return self._upscale(cost, self._encode(picture(), cost))
+
+    def go_on_behind(self, index: int) -> bool:
+        """Draw noise from where a stage left it; whether that is known."""
+        fact = self.journal.stage(index).fact(_NOISE)
+        if fact is not None:
+            state = bytearray.fromhex(fact["state"])
+            self.noise.set_state(torch.frombuffer(state, dtype=torch.uint8))
+        return fact is not None
+
+    def _remembered(self, cost: StageCost) -> BandedTensor | None:
+        stage = cost.stage
+        shape = (1, self.model.card.latent_channels, stage.latent_height, stage.latent_width)
+        engine = self._engine(cost, "denoiser")
+        found = engine.recall(shape, cost.latents_store, record=LATENTS, device=self.place)
+        known = found is not None and self.go_on_behind(stage.index)
+        return found if known else None
+
+    def _keep_latents(self, latents: Any, engine: Engine, cost: StageCost) -> BandedTensor:
+        """Keep what a stage made, and with it where the noise is: drawing goes on from there."""
+        state = self.noise.get_state().numpy().tobytes().hex()
+        self.journal.stage(cost.stage.index).note(_NOISE, state=state)
+        (kept,) = engine.keep([latents], cost.latents_store, record=LATENTS)
+        return kept
+
+    def _base(self, cost: StageCost) -> BandedTensor:
+        """Latents of the base picture, from noise."""
         stage, engine = cost.stage, self._engine(cost, "denoiser")
         with self._pipeline(cost, engine, from_picture=False) as pipeline:
             made = pipeline(
@@ -101,11 +150,10 @@ class Stages:
                 width=stage.width_px,
                 num_inference_steps=stage.steps,
             ).images
-            (kept,) = engine.keep([made.float()], cost.latents_store)
-        return kept
+            return self._keep_latents(made.float(), engine, cost)
 
-    def upscale(self, cost: StageCost, encoded: BandedTensor) -> BandedTensor:
-        """Latents (1, C, h, w), float32: `encoded` of the same shape, renoised and denoised."""
+    def _upscale(self, cost: StageCost, encoded: BandedTensor) -> BandedTensor:
+        """Latents of the shape of `encoded`: that renoised and denoised."""
         stage, engine = cost.stage, self._engine(cost, "denoiser")
         assert stage.strength is not None
         folder = self.spill if cost.latents_store == "disk" else None
@@ -127,46 +175,54 @@ class Stages:
             if stage.kind == "upscale":
                 deviation = self.model.card.colour_anchor == "moments"
                 latents = anchor_colours(latents, encoded, deviation=deviation)
-            (kept,) = engine.keep([latents], cost.latents_store)
-        return kept
+            return self._keep_latents(latents, engine, cost)
 
-    def decode(self, latents: BandedTensor, cost: StageCost, spool: Spool) -> None:
+    def decode(self, latents: BandedTensor, cost: StageCost, spool: Spool) -> Tree:
         """Decode latents into a writable spool of the stage's size, row by row.
 
         A decoder of half precision that gives no number is tried again in float32, once.
+
+        Returns:
+            What `hirescli.cascade.decoded.holds` tells the spool by.
         """
-        stage: Stage = cost.stage
-        autoencoder: Any = self.model.autoencoder
-
-        def sink(y: int, rows: Rows) -> None:
-            spool.write_rows(y, quantise(rows, spool.bits))
-            self.listener(RowsDecoded(stage.index, y + len(rows), stage.height_px))
-
-        def decode() -> None:
-            with self._naming(stage):
-                engine, recipe = self._engine(cost, "decoder"), self.plan.recipe
-                if recipe.vae_mode == "tiled":
-                    (whole,) = engine.whole([latents])
-                    decode_tiled(autoencoder, whole, rows=_TILED_ROWS, sink=sink)
-                    return
-                pools = recipe.vae_attention == "pooled"
-                decode_rows(autoencoder, latents, engine=engine, sink=sink, pools=pools)
-
-        try:
-            decode()
-        except _StageNotFiniteError as error:
-            if autoencoder.dtype == torch.float32:
-                raise
-            self.listener(Warned(f"{error}; decoding again in float32"))
-            dtype = autoencoder.dtype
-            autoencoder.to(torch.float32)
+        stage, autoencoder = cost.stage, self.model.autoencoder
+        journal = self.journal.stage(stage.index)
+        rows = DecodedRows(
+            spool, lambda n: self.listener(RowsDecoded(stage.index, n, stage.height_px))
+        )
+        if journal.fact(_IN_FLOAT32) is None:
             try:
-                decode()
-            finally:
-                autoencoder.to(dtype)
-        spool.flush()
+                self._decode(latents, cost, rows, journal.call("decoder"))
+                return rows.state()
+            except _StageNotFiniteError as error:
+                if autoencoder.dtype == torch.float32:
+                    raise
+                self.listener(Warned(f"{error}; decoding again in float32"))
+                journal.note(_IN_FLOAT32)
+        dtype = autoencoder.dtype
+        autoencoder.to(torch.float32)
+        try:
+            self._decode(latents, cost, rows, journal.call("decoder-float32"))
+        finally:
+            autoencoder.to(dtype)
+        return rows.state()
 
-    def encode(self, path: Path, cost: StageCost) -> BandedTensor:
+    def _decode(
+        self, latents: BandedTensor, cost: StageCost, rows: DecodedRows, record: Record
+    ) -> None:
+        recipe = self.plan.recipe
+        with self._naming(cost.stage):
+            engine = self._engine(cost, "decoder")
+            if recipe.vae_mode == "tiled":
+                (whole,) = engine.whole([latents])
+                decode_tiled(self.model.autoencoder, whole, rows=_TILED_ROWS, sink=rows.write)
+                return
+            decode_rows(
+                self.model.autoencoder, latents, engine=engine, sink=rows.write,
+                pools=recipe.vae_attention == "pooled", resumable=Resumable(record, [rows]),
+            )  # fmt: skip
+
+    def _encode(self, path: Path, cost: StageCost) -> BandedTensor:
         """Latents (1, C, h, w), float32, of the spool at `path`, enlarged to the stage's size."""
         stage = cost.stage
         width_px, height_px = stage.width_px, stage.height_px
@@ -207,6 +263,7 @@ class Stages:
             loads_weights=plan.budgets.loads_weights,
             flops_per_second=flops_per_second(card, plan.recipe, plan.budgets),
             names=parameter_names(*modules),
+            journal=self.journal.stage(cost.stage.index),
         )
 
     @contextmanager
@@ -216,7 +273,7 @@ class Stages:
         controlnets = [module for module, _, _ in self.guides.controlnets]
         call = StreamedCall(
             "unet", unet, engine,
-            give=lambda tensors: engine.keep(tensors, cost.latents_store),
+            give=lambda tensors: engine.keep(tensors, cost.latents_store, record="denoiser"),
         )  # fmt: skip
         with ExitStack() as contexts:
             contexts.enter_context(self._naming(stage))

@@ -130,7 +130,8 @@ class _Out:
 
 def _order(tensor: Tensor) -> list[int]:
     """The dimensions by their strides, so that dense tensors need no rearranging."""
-    return sorted(range(tensor.ndim), key=lambda d: (-tensor.stride(d), d))
+    strides = tensor.stride()
+    return sorted(range(tensor.ndim), key=lambda d: (-strides[d], d))
 
 
 def _unexpanded(tensor: Tensor) -> Tensor:
@@ -163,7 +164,7 @@ def _read(path: Path, said: dict[str, Any]) -> Tensor:
         with path.open("rb", buffering=0) as file:
             file.seek(said["tensor"])
             while view:
-                count = file.readinto(view)  # type: ignore[attr-defined]
+                count = file.readinto(view)
                 if not count:
                     raise DamagedError(f"{path.name} ends too early")
                 view = view[count:]

@@ -1,4 +1,4 @@
-"""What the bits of an image depend on beside its recipe: a run goes on only where all is the same."""
+"""What the bits of an image depend on beside its recipe: runs go on only where it is the same."""
 
 from __future__ import annotations
 

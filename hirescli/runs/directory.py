@@ -235,7 +235,7 @@ def _is_run(names: Iterable[str]) -> bool:
 
 
 def _made(path: Path) -> list[Path]:
-    """Spools, records, half-written files, and what libvips leaves where it has no nameless ones."""
+    """Spools, records, half-written files, and what libvips leaves in place of nameless ones."""
     ends, starts = (_SPOOL_SUFFIX, _WRITING_SUFFIX, *SUFFIXES), "vips-"
     return [e for e in path.iterdir() if e.name.endswith(ends) or e.name.startswith(starts)]
 
