@@ -136,10 +136,14 @@ class Execution:
         """Let go of values that nothing reads any more."""
         stores = self.schedule.stores
         on_disk = any(stores[self.schedule.kept[op]].name == "disk" for op in each.frees)
-        freed = [self._kept.pop(op) for op in each.frees]
+        freed = {op: self._kept.pop(op) for op in each.frees}
         if on_disk and self.resumable is not None and number < len(self.schedule.passes):
-            self.save(number + 1, None)  # the latest snapshot speaks of a file that goes now
-        for kept in freed:
+            try:
+                self.save(number + 1, None)  # the latest snapshot speaks of a file that goes now
+            except BaseException:
+                self._kept |= freed
+                raise
+        for kept in freed.values():
             kept.close()
 
     def _forget(self, *, leave: bool = False) -> None:

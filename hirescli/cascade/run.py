@@ -57,26 +57,62 @@ class Result:
     recipe: Recipe
 
 
-def run(plans: Sequence[ValidatedPlan], listener: Listener | None = None) -> list[Result]:
-    """Make the images of validated plans, in order, loading the model once.
+class Runner:
+    """Makes the images of validated plans, one at a time, loading each model once.
 
-    Conflicts of all images are refused before anything is made. Each image then has its run
-    directory, and the disk for its last spool, at its own turn: the first before the model is
-    loaded. One that fails or is interrupted leaves its run directory, and the same plan goes on
-    from there. The number of torch's threads is set for each image and is afterwards what it
-    was.
+    Args:
+        plans: All that may be made: conflicts of any of them are refused before anything is
+            made, and their prompts are encoded when their model is loaded.
+        listener: Told of everything.
 
     Raises:
         RequestError: If a run directory was left by another recipe, or two outputs are one.
-        RunError: If another process works on an output, the disk is full, weights fail, or a
-            file of the output's name appeared during the run without leave to replace it.
+        RunError: If another process works on an output, or weights are missing.
     """
-    tell = listener or _ignore
-    _refuse_conflicts(plans)
-    models = Models(plans)
-    models.find()
-    with quiet_libraries():
-        return [_image(validated, models, tell) for validated in plans]
+
+    def __init__(self, plans: Sequence[ValidatedPlan], listener: Listener | None = None) -> None:
+        self._tell = listener or _ignore
+        _refuse_conflicts(plans)
+        self._models = Models(plans)
+        self._models.find()
+
+    def make(self, validated: ValidatedPlan) -> Result:
+        """Make one of the images.
+
+        It has its run directory, and the disk for its last spool, from the beginning: the first
+        image before the model is loaded. One that fails or is interrupted leaves its run
+        directory, and the same plan goes on from there. The number of torch's threads is set
+        for the image and is afterwards what it was.
+
+        Raises:
+            RequestError: If a file that the request names cannot be used; nothing is left then.
+            RunError: If another process works on the output, the disk is full, weights fail, or
+                a file of the output's name appeared during the run without leave to replace it.
+        """
+        threads = validated.plan.recipe.threads
+        assert threads is not None, "the recipe is not resolved"
+        tell = self._tell
+        with (
+            quiet_libraries(),
+            _directory(validated, tell) as directory,
+            _torch_threads(threads),
+        ):
+            _reserve(validated.plan, directory)
+            try:
+                return _make(validated, directory, self._models.of(validated.plan), tell)
+            except RequestError:  # of files that the request names: nothing was made
+                directory.remove()
+                raise
+
+
+def run(plans: Sequence[ValidatedPlan], listener: Listener | None = None) -> list[Result]:
+    """Make all images of validated plans, in order; the first that fails ends it.
+
+    Raises:
+        RequestError, RunError: As `Runner`.
+    """
+    runner = Runner(plans, listener)
+    return [runner.make(validated) for validated in plans]
 
 
 def _ignore(_: Event) -> None:
@@ -89,18 +125,6 @@ def _refuse_conflicts(plans: Sequence[ValidatedPlan]) -> None:
         if outputs.count(validated.output) > 1:
             raise RequestError(f"two images would be {validated.output}; name each differently")
         refuse_conflict(validated.output, validated.plan.recipe, conditions(validated.plan))
-
-
-def _image(validated: ValidatedPlan, models: Models, tell: Listener) -> Result:
-    threads = validated.plan.recipe.threads
-    assert threads is not None, "the recipe is not resolved"
-    with _directory(validated, tell) as directory, _torch_threads(threads):
-        _reserve(validated.plan, directory)
-        try:
-            return _make(validated, directory, models.of(validated.plan), tell)
-        except RequestError:  # of files that the request names: nothing was made
-            directory.remove()
-            raise
 
 
 @contextmanager
