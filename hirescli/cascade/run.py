@@ -23,7 +23,7 @@ from hirescli.output.pictures import to_spool
 from hirescli.output.spool import Spool
 from hirescli.planning.machine import peak_rss_bytes
 from hirescli.runs.conditions import conditions
-from hirescli.runs.directory import RunDirectory, refuse_conflict
+from hirescli.runs.directory import RunDirectory, kept_journal, refuse_conflict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -64,13 +64,23 @@ class Runner:
         plans: All that may be made: conflicts of any of them are refused before anything is
             made, and their prompts are encoded when their model is loaded.
         listener: Told of everything.
+        keep_runs: Whether run directories stay when their images are finished.
+        latents: A kept run directory whose latents are decoded again.
 
     Raises:
         RequestError: If a run directory was left by another recipe, or two outputs are one.
         RunError: If another process works on an output, or weights are missing.
     """
 
-    def __init__(self, plans: Sequence[ValidatedPlan], listener: Listener | None = None) -> None:
+    def __init__(
+        self,
+        plans: Sequence[ValidatedPlan],
+        listener: Listener | None = None,
+        *,
+        keep_runs: bool = False,
+        latents: Path | None = None,
+    ) -> None:
+        self._keep_runs, self._latents = keep_runs, latents
         self._tell = listener or _ignore
         _refuse_conflicts(plans)
         self._models = Models(plans)
@@ -99,19 +109,34 @@ class Runner:
         ):
             _reserve(validated.plan, directory)
             try:
-                return _make(validated, directory, self._models.of(validated.plan), tell)
+                if self._latents is not None:
+                    _adopt_latents(self._latents, directory, validated.plan)
+                made = _make(validated, directory, self._models.of(validated.plan), tell)
             except RequestError:  # of files that the request names: nothing was made
                 directory.remove()
                 raise
+            if self._keep_runs:
+                directory.keep()
+            else:
+                directory.remove()
+            return made
 
 
-def run(plans: Sequence[ValidatedPlan], listener: Listener | None = None) -> list[Result]:
+def run(
+    plans: Sequence[ValidatedPlan],
+    listener: Listener | None = None,
+    *,
+    keep_runs: bool = False,
+    latents: Path | None = None,
+) -> list[Result]:
     """Make all images of validated plans, in order; the first that fails ends it.
+
+    The arguments are those of `Runner`.
 
     Raises:
         RequestError, RunError: As `Runner`.
     """
-    runner = Runner(plans, listener)
+    runner = Runner(plans, listener, keep_runs=keep_runs, latents=latents)
     return [runner.make(validated) for validated in plans]
 
 
@@ -168,7 +193,6 @@ def _make(
         overwrite=validated.overwrite,
         listener=tell,
     )
-    directory.remove()
     return _result(file, recipe, time.monotonic() - began, tell)
 
 
@@ -198,18 +222,35 @@ def _first_unfinished(plan: Plan, directory: RunDirectory, stages: Stages) -> in
     The noise goes on from where the stage before left it.
     """
     for index in reversed(range(len(plan.stages))):
-        done = directory.journal.stage(index).fact(_DONE)
-        if done is None:
-            continue
-        path = _spool_path(plan, directory, index)
-        try:
-            with Spool.open(path) as spool:
-                stands = holds(spool, done["rows"])
-        except RunError:
-            stands = False
-        if stands and stages.go_on_behind(index):
+        if _stands(plan, directory, index) and stages.go_on_behind(index):
             return index + 1
+        if directory.journal.stage(index).knows(LATENTS):
+            return index
     return 0
+
+
+def _stands(plan: Plan, directory: RunDirectory, index: int) -> bool:
+    """Whether a stage is finished, and its spool what it was then."""
+    done = directory.journal.stage(index).fact(_DONE)
+    if done is None:
+        return False
+    try:
+        with Spool.open(_spool_path(plan, directory, index)) as spool:
+            return holds(spool, done["rows"])
+    except RunError:
+        return False
+
+
+def _adopt_latents(left: Path, directory: RunDirectory, plan: Plan) -> None:
+    """Begin with the latents that another run has kept.
+
+    Raises:
+        RequestError: If it has none, or was of another picture.
+    """
+    index = len(plan.stages) - 1
+    kept = kept_journal(left, plan.recipe).stage(index)
+    if not Stages.adopt_latents(directory.journal.stage(index), kept):
+        raise RequestError(f"{left} has no latents; keep those of a run with --keep-run")
 
 
 def _spool_path(plan: Plan, directory: RunDirectory, index: int) -> Path:

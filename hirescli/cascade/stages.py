@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from hirescli.planning.cascade import Stage
     from hirescli.planning.cost import StageCost
     from hirescli.planning.plan import Plan
-    from hirescli.runs.journal import Journal
+    from hirescli.runs.journal import Journal, StageJournal
 
 Tensors = dict[str, Any]
 # With noise of zero signal at the first step, plain guidance overshoots in contrast
@@ -113,8 +113,17 @@ class Stages:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.plan.recipe.seed + stage.index)
             if stage.strength is None:
-                return self._base(cost)
-            return self._upscale(cost, self._encode(picture(), cost))
+                return self.base(cost)
+            return self.upscale(cost, self.encode(picture(), cost))
+
+    @staticmethod
+    def adopt_latents(journal: StageJournal, other: StageJournal) -> bool:
+        """Take over a stage's latents from another run; whether it has some."""
+        noise = other.fact(_NOISE)
+        if noise is None or not journal.adopt(LATENTS, other):
+            return False
+        journal.note(_NOISE, **noise)
+        return True
 
     def go_on_behind(self, index: int) -> bool:
         """Draw noise from where a stage left it; whether that is known."""
@@ -139,7 +148,7 @@ class Stages:
         (kept,) = engine.keep([latents], cost.latents_store, record=LATENTS)
         return kept
 
-    def _base(self, cost: StageCost) -> BandedTensor:
+    def base(self, cost: StageCost) -> BandedTensor:
         """Latents of the base picture, from noise."""
         stage, engine = cost.stage, self._engine(cost, "denoiser")
         with self._pipeline(cost, engine, from_picture=False) as pipeline:
@@ -152,7 +161,7 @@ class Stages:
             ).images
             return self._keep_latents(made.float(), engine, cost)
 
-    def _upscale(self, cost: StageCost, encoded: BandedTensor) -> BandedTensor:
+    def upscale(self, cost: StageCost, encoded: BandedTensor) -> BandedTensor:
         """Latents of the shape of `encoded`: that renoised and denoised."""
         stage, engine = cost.stage, self._engine(cost, "denoiser")
         assert stage.strength is not None
@@ -222,7 +231,7 @@ class Stages:
                 pools=recipe.vae_attention == "pooled", resumable=Resumable(record, [rows]),
             )  # fmt: skip
 
-    def _encode(self, path: Path, cost: StageCost) -> BandedTensor:
+    def encode(self, path: Path, cost: StageCost) -> BandedTensor:
         """Latents (1, C, h, w), float32, of the spool at `path`, enlarged to the stage's size."""
         stage = cost.stage
         width_px, height_px = stage.width_px, stage.height_px

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 the request is wrong, 1 it failed, 130 and 143 interrupted
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -52,6 +53,8 @@ app.add_typer(presets.app, name="presets")
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(train.app, name="train")
 
+_GOING_ON = ("generate", "upscale", "batch", "train")  # commands that lose nothing
+
 
 def main() -> None:
     """Entry point of the command `hires` and of `python -m hirescli`."""
@@ -77,7 +80,7 @@ def run(args: Sequence[str]) -> int:
             sys.stdout.flush()
         return _unless_lost(code)
     except Interrupted as interrupted:
-        say(f"interrupted by {interrupted}; the same command starts again", kind="note")
+        say(f"interrupted by {interrupted}; {_what_next(args)}", kind="note")
         return interrupted.exit_code
     except BrokenPipeError:
         silence(sys.stdout)  # whoever read our output has seen enough
@@ -86,6 +89,12 @@ def run(args: Sequence[str]) -> int:
         silence(sys.stdout)
         say(_reason(error))
         return 1
+
+
+def _what_next(args: Sequence[str]) -> str:
+    if args and args[0] in _GOING_ON:
+        return f"this goes on: hires {shlex.join(args)}"
+    return "the same command starts again"
 
 
 def _unless_lost(code: int) -> int:

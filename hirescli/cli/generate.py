@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from hirescli.cli.options.making import MakingOptions
 from hirescli.cli.options.request import RequestOptions, takes
 from hirescli.cli.streams import write_line
-from hirescli.errors import HiresError
+from hirescli.errors import HiresError, RequestError
 
 if TYPE_CHECKING:
     from hirescli.cascade.run import Result
@@ -23,25 +26,47 @@ if TYPE_CHECKING:
 
 
 @takes(RequestOptions, MakingOptions)
-def generate(request: RequestOptions, how: MakingOptions) -> None:
+def generate(
+    request: RequestOptions,
+    how: MakingOptions,
+    from_latents: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Decode again what a run with --keep-run has left: its directory, or its output. "
+            "Only how latents are decoded and written can be chosen then.",
+            show_default=False,
+            rich_help_panel="Run",
+        ),
+    ] = None,
+) -> None:
     """Make one image, or several with several seeds.
 
     Progress goes to stderr, the paths of finished images to stdout. An output that stands there
-    already with the same recipe is left as it is.
+    already with the same recipe is left as it is. A run that was interrupted or killed goes on
+    where it was when the same command is given again.
     """
-    make(request, how)
+    make(request, how, latents=from_latents)
 
 
-def make(request: RequestOptions, how: MakingOptions, source: Path | None = None) -> None:
+def make(
+    request: RequestOptions,
+    how: MakingOptions,
+    source: Path | None = None,
+    latents: Path | None = None,
+) -> None:
     """Make the images of a request.
 
     Args:
         request: What is asked for.
         how: Whether to make them, and what to say.
         source: A picture that is enlarged; None: images begin from noise.
+        latents: A kept run directory, or its output, whose latents are decoded again.
     """
     try:
-        _make(request, how, source)
+        if latents is not None:
+            request, latents = _of_kept(request, latents)
+        _make(request, how, source, latents)
     except HiresError as error:
         if how.json_:
             code = error.exit_code
@@ -49,7 +74,19 @@ def make(request: RequestOptions, how: MakingOptions, source: Path | None = None
         raise
 
 
-def _make(request: RequestOptions, how: MakingOptions, source: Path | None) -> None:
+def _of_kept(request: RequestOptions, named: Path) -> tuple[RequestOptions, Path]:
+    """The request over the recipe of a kept run, and its directory."""
+    from hirescli.runs.directory import RECIPE, kept_run
+
+    if request.recipe is not None or request.preset is not None:
+        raise RequestError("--from-latents has a recipe: leave --recipe and --preset out")
+    path = kept_run(named)
+    return dataclasses.replace(request, recipe=path / RECIPE), path
+
+
+def _make(
+    request: RequestOptions, how: MakingOptions, source: Path | None, latents: Path | None
+) -> None:
     from hirescli.cli.plan import show
     from hirescli.cli.request import images
     from hirescli.planning.machine import Machine
@@ -66,7 +103,7 @@ def _make(request: RequestOptions, how: MakingOptions, source: Path | None) -> N
     _clear_finished([image for image in all_images if image.output not in to_make])
     paths = Paths(all_images, to_make, silent=how.json_)
     try:
-        results = _run(all_images, todo, paths, how) if todo else []
+        results = _run(all_images, todo, paths, how, latents) if todo else []
     finally:
         paths.end()
     if how.json_:
@@ -118,6 +155,7 @@ def _run(
     todo: Sequence[ValidatedPlan],
     paths: Paths,
     how: MakingOptions,
+    latents: Path | None,
 ) -> Sequence[Result]:
     from hirescli.cli.progress import listening
     from hirescli.events import Event, RunDone, Warned
@@ -135,7 +173,7 @@ def _run(
         _quiet_imports()
         from hirescli.cascade.run import run  # loads torch: after all that can be refused is
 
-        return run(todo, tell)
+        return run(todo, tell, keep_runs=how.keep_run, latents=latents)
 
 
 def _quiet_imports() -> None:

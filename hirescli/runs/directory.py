@@ -22,11 +22,17 @@ from hirescli.output.metadata import inspect
 from hirescli.recipe import CONSEQUENCES, Recipe, read_recipe_file
 from hirescli.runs.journal import JOURNAL, SUFFIXES, Journal
 
-_RECIPE = "recipe.json"
+RECIPE = "recipe.json"
 _PLAN = "plan.json"
 _CONDITIONS = "conditions.json"
 _LOCK = "lock"
-_TEXTS = (_PLAN, _RECIPE, _CONDITIONS, JOURNAL)
+_KEPT = "kept"
+_TEXTS = (_PLAN, RECIPE, _CONDITIONS, JOURNAL, _KEPT)
+# What may be chosen anew where latents are decoded again.
+_AFTER_LATENTS = {
+    "vae_dtype", "vae_mode", "vae_attention", "format", "tile_px", "compression", "quality", "dpi",
+    "metadata", "rows", "threads", "device",
+}  # fmt: skip
 _SPOOL_SUFFIX = ".spool.tif"
 _WRITING_SUFFIX = ".writing"
 _LOCK_TRIES = 5
@@ -81,7 +87,7 @@ class RunDirectory:
                 _refuse_others(self.path, recipe, conditions)
             _write_atomically(self.path / _PLAN, plan_json)
             _write_atomically(self.path / _CONDITIONS, json.dumps(dict(conditions or {})))
-            _write_atomically(self.path / _RECIPE, recipe.to_json(indent=2))
+            _write_atomically(self.path / RECIPE, recipe.to_json(indent=2))
             self.journal = Journal(self.path, warn)
         except OSError as error:
             self._lock.release()
@@ -97,16 +103,19 @@ class RunDirectory:
 
     def remove(self) -> None:
         """Remove what the run made, after success. Files of others stay, and so the folder."""
-        self.journal.close()
         self._clear()
         (self.path / _LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: somebody put a file of theirs there
             self.path.rmdir()
         self._lock.release()
 
+    def keep(self) -> None:
+        """Leave the folder, finished as it is, for `--from-latents` and for people."""
+        _write_atomically(self.path / _KEPT, "")
+        self._lock.release()
+
     def release(self) -> None:
         """Give the lock back and leave the folder."""
-        self.journal.close()
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -152,9 +161,10 @@ def refuse_conflict(
 def clear_finished(output: Path, recipe: Recipe) -> None:
     """Remove what a killed run of this recipe left beside its output, which is `finished`.
 
-    A directory of another recipe, or one that another process works in, stays.
+    A directory of another recipe, one that another process works in, or that shall be kept stays.
     """
-    if run_path(output).exists():
+    path = run_path(output)
+    if path.exists() and not (path / _KEPT).exists():
         with contextlib.suppress(HiresError), RunDirectory(output, recipe=recipe) as left:
             left.remove()
 
@@ -177,6 +187,44 @@ def finished(output: Path, recipe: Recipe) -> bool:
         return False  # no file of ours: whether it may be replaced is for the plan to say
     size_fits = (facts.width_px, facts.height_px) == (recipe.width_px, recipe.height_px)
     return size_fits and made_from.hash == recipe.hash
+
+
+def kept_run(named: Path) -> Path:
+    """The run directory that a path names: itself, or that of an output.
+
+    Raises:
+        RequestError: If there is none.
+    """
+    for path in (named, run_path(named)):
+        if (path / RECIPE).is_file():
+            return path
+    raise RequestError(
+        f"{named} is no run directory, and has none beside it; keep one with --keep-run"
+    )
+
+
+def kept_recipe(path: Path) -> Recipe:
+    """The recipe of a run directory.
+
+    Raises:
+        ConfigError: If it is damaged.
+    """
+    return Recipe.from_fragments(read_recipe_file(path / RECIPE))
+
+
+def kept_journal(path: Path, recipe: Recipe) -> Journal:
+    """The journal of a kept run whose latents are those of a recipe, to read.
+
+    Raises:
+        RequestError: If they are another's.
+    """
+    keys = [key for key in _differing(kept_recipe(path), recipe) if key not in _AFTER_LATENTS]
+    if keys:
+        raise RequestError(
+            f"the latents of {path} are of a picture that differs in {', '.join(keys)}; with "
+            "them only how they are decoded and written can be chosen"
+        )
+    return Journal(path, _silent, reads=True)
 
 
 def _locked(path: Path, output: Path) -> FileLock:
@@ -220,7 +268,7 @@ def _refuse_foreign(path: Path) -> None:
 
 def _refuse_others(path: Path, recipe: Recipe, conditions: Mapping[str, str] | None) -> None:
     """Refuse to go on where that would mix two pictures, or two ways of rounding."""
-    keys = _differing_keys(path / _RECIPE, recipe) if (path / _RECIPE).exists() else []
+    keys = _differing_keys(path / RECIPE, recipe) if (path / RECIPE).exists() else []
     if not keys and conditions is not None:
         keys = _differing_conditions(path / _CONDITIONS, conditions)
     if keys:
@@ -231,7 +279,7 @@ def _refuse_others(path: Path, recipe: Recipe, conditions: Mapping[str, str] | N
 
 
 def _is_run(names: Iterable[str]) -> bool:
-    return any(name in (_LOCK, _RECIPE) for name in names)
+    return any(name in (_LOCK, RECIPE) for name in names)
 
 
 def _made(path: Path) -> list[Path]:
@@ -241,14 +289,21 @@ def _made(path: Path) -> list[Path]:
 
 
 def _differing_keys(left: Path, recipe: Recipe) -> list[str]:
-    """The choices in which a left recipe differs; all of it when it cannot be read."""
+    """The choices in which a left recipe differs, with both; all of it if it cannot be read."""
     try:
-        before: dict[str, Any] = Recipe.from_fragments(read_recipe_file(left)).model_dump()
+        before = Recipe.from_fragments(read_recipe_file(left))
     except ConfigError:
         return ["everything: its recipe is damaged"]
-    now = recipe.model_dump()
-    keys = [key for key in now if key not in CONSEQUENCES and now[key] != before[key]]
-    return [f"{key} ({_short(before[key])}, now {_short(now[key])})" for key in keys]
+    return [
+        f"{key} ({_short(getattr(before, key))}, now {_short(getattr(recipe, key))})"
+        for key in _differing(before, recipe)
+    ]
+
+
+def _differing(before: Recipe, now: Recipe) -> list[str]:
+    """The choices in which two recipes differ."""
+    a, b = before.model_dump(), now.model_dump()
+    return [key for key in b if key not in CONSEQUENCES and a[key] != b[key]]
 
 
 def _differing_conditions(left: Path, now: Mapping[str, str]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ JOURNAL = "journal.jsonl"
 RECORD_SUFFIX = ".record"
 SNAPSHOT_SUFFIX = ".snapshot"
 VALUE_SUFFIX = ".value"
+_RESULT = "result"
 
 SUFFIXES = (RECORD_SUFFIX, SNAPSHOT_SUFFIX, VALUE_SUFFIX)
 
@@ -42,20 +44,21 @@ class Journal:
     """The facts of a run directory.
 
     Args:
-        folder: The run directory, which this process has locked.
+        folder: The run directory.
         warn: Told of records that are damaged, and made again.
+        reads: Whether it is only read; otherwise this process has locked it.
 
     Raises:
         RunError: If the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, warn: Callable[[str], None], *, reads: bool = False) -> None:
         self.folder = folder
+        self._reads = reads
         self._warn = warn
         self._facts: dict[str, Fact] = {}
         self._sum = ""
         try:
-            self._file = (folder / JOURNAL).open("a+b", buffering=0)
             self._read()
         except OSError as error:
             raise _cannot_write(folder, error) from error
@@ -76,11 +79,12 @@ class Journal:
         self._sum = digest((self._sum + body).encode())
         line = f'{{"sum":"{self._sum}","fact":{body}}}\n'.encode()
         try:
-            view = memoryview(line)
-            while view:
-                view = view[self._file.write(view) :]
-            if synced:
-                os.fsync(self._file.fileno())
+            with (self.folder / JOURNAL).open("ab", buffering=0) as file:
+                view = memoryview(line)
+                while view:
+                    view = view[file.write(view) :]
+                if synced:
+                    os.fsync(file.fileno())
         except OSError as error:
             raise _cannot_write(self.folder, error) from error
         self._facts[key] = fact
@@ -145,25 +149,23 @@ class Journal:
             del self._facts[key]
         return bool(gone)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
     def _read(self) -> None:
         """Take the facts of whole lines, and cut off what follows them."""
-        self._file.seek(0)
         whole = 0
-        for line in self._file.readlines():
-            fact = _fact_of(line, self._sum)
-            if fact is None:
-                break
-            self._sum, body = fact
-            if (key := body.pop("key")) == "dropped":
-                self._forget(body["beginning"], body["but"])
-            else:
-                self._facts[key] = body
-            whole += len(line)
-        self._file.truncate(whole)
+        with (self.folder / JOURNAL).open("rb" if self._reads else "a+b") as file:
+            file.seek(0)
+            for line in file:
+                found = _fact_of(line, self._sum)
+                if found is None:
+                    break
+                self._sum, fact = found
+                if (key := fact.pop("key")) == "dropped":
+                    self._forget(fact["beginning"], fact["but"])
+                else:
+                    self._facts[key] = fact
+                whole += len(line)
+            if not self._reads:
+                file.truncate(whole)
 
 
 def _fact_of(line: bytes, before: str) -> tuple[str, Fact] | None:
@@ -199,8 +201,35 @@ class StageJournal:
         return self.journal.fact(self.prefix + key)
 
     def drop(self, *, but: str = "") -> None:
-        """Remove the files of the stage, but of one call."""
-        self.journal.drop(self.prefix, but=self.prefix + but if but else "")
+        """Forget the files of the stage, but what the first call of a name gave."""
+        self.journal.drop(self.prefix, but=self._result(but) if but else "")
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a record of the first call of a name."""
+        return self.journal.fact(self._result(name)) is not None
+
+    def adopt(self, name: str, other: StageJournal) -> bool:
+        """Take over what the first call of a name gave in another run; whether that is known.
+
+        Raises:
+            RunError: If the disk is full or fails.
+        """
+        fact = other.journal.fact(other._result(name))
+        if fact is None:
+            return False
+        try:
+            shutil.copyfile(
+                other.journal.folder / fact["file"], self.journal.folder / fact["file"]
+            )
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _cannot_write(self.journal.folder, error) from error
+        self.journal.note(self._result(name), **fact)
+        return True
+
+    def _result(self, name: str) -> str:
+        return f"{self.prefix}{name}-0.{_RESULT}"
 
 
 class CallRecord:
@@ -229,14 +258,14 @@ class CallRecord:
 
     def recall(self) -> Tree | None:
         """What the call gave."""
-        return self._journal.read(self.prefix + "result")
+        return self._journal.read(self.prefix + _RESULT)
 
     def finish(self, tree: Tree) -> None:
         """Remember what it gave; what was quick need not outlive the machine."""
         synced = time.monotonic() - self._began > _SYNCED_SECONDS
-        self._journal.write(self.prefix + "result", RECORD_SUFFIX, tree, synced=synced)
+        self._journal.write(self.prefix + _RESULT, RECORD_SUFFIX, tree, synced=synced)
         if self._journal.fact(self.prefix + "under-way") is not None:
-            self._journal.drop(self.prefix, but=self.prefix + "result")
+            self._journal.drop(self.prefix, but=self.prefix + _RESULT)
 
     def latest(self) -> Tree | None:
         """The latest snapshot."""

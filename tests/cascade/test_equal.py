@@ -21,6 +21,7 @@ from hirescli.output.resize import ArrayRows, Resized
 from hirescli.planning.cascade import Stage, schedule_steps
 from hirescli.planning.passes import Store
 from hirescli.planning.plan import Plan
+from hirescli.runs.journal import Journal
 
 pytestmark = pytest.mark.slow
 
@@ -95,9 +96,14 @@ def test_stages_are_plain_calls(model: Model, tmp_path: Path, rows: int | None) 
     base, upscale = plan.stage_costs
     plainly = torch.Generator().manual_seed(5)
     banded = torch.Generator().manual_seed(5)
-    stages = Stages(model, plan, banded, tmp_path, lambda _: None)
+
+    def stages(name: str) -> Stages:
+        folder = tmp_path / name
+        folder.mkdir()
+        return Stages(model, plan, banded, folder, lambda _: None, Journal(folder, print))
+
     wanted = plain_base(model, plan, base.stage, plainly)
-    assert_near(whole(stages.base(base)), wanted)
+    assert_near(whole(stages("base").base(base)), wanted)
 
     with torch.no_grad():
         picture = model.autoencoder.decode(wanted).sample[0].permute(1, 2, 0) * 0.5 + 0.5
@@ -107,7 +113,8 @@ def test_stages_are_plain_calls(model: Model, tmp_path: Path, rows: int | None) 
     doubled = plain_upscale(model, plan, upscale.stage, encoded, plainly)
     for store in ("host", "disk"):
         state = banded.get_state()
-        kept = stages.upscale(replace(upscale, latents_store=store), banded_tensor(encoded))
+        cost = replace(upscale, latents_store=store)
+        kept = stages(store).upscale(cost, banded_tensor(encoded))
         assert_near(whole(kept), doubled)
         banded.set_state(state)
 

@@ -38,6 +38,7 @@ from hirescli.output.spool import Spool
 from hirescli.planning.machine import Machine
 from hirescli.planning.plan import Plan
 from hirescli.runs.directory import RunDirectory
+from hirescli.runs.journal import Journal
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -144,7 +145,8 @@ def test_long_prompt_is_cut_and_said(tmp_path: Path) -> None:
 
 
 def stages_of(model: Model, plan: Plan, folder: Path) -> Stages:
-    return Stages(model, plan, torch.Generator().manual_seed(0), folder, lambda _: None)
+    noise, journal = torch.Generator().manual_seed(0), Journal(folder, print)
+    return Stages(model, plan, noise, folder, lambda _: None, journal)
 
 
 def test_weights_that_are_not_numbers(model: Model, tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_threads_are_those_of_the_recipe_and_set_back(tmp_path: Path) -> None:
     assert torch.get_num_threads() == before
 
 
-def test_an_interrupted_image_leaves_recipe_and_plan_and_later_ones_nothing(
+def test_an_interrupted_image_leaves_its_run_directory_and_later_ones_nothing(
     tmp_path: Path,
 ) -> None:
     machine, threads = Machine.detect(), torch.get_num_threads()
@@ -245,8 +247,9 @@ def test_an_interrupted_image_leaves_recipe_and_plan_and_later_ones_nothing(
         run(plans, interrupt)
     assert seen[0] >= 128 * 128 * 3  # reserved before the first step
     assert [path.name for path in tmp_path.iterdir()] == ["1.tif.run"]
-    left = {path.name for path in spool.parent.iterdir()}
-    assert left - {"lock"} == {"recipe.json", "plan.json"}
+    left = {path.name for path in spool.parent.iterdir() if not path.name.endswith(".record")}
+    texts = {"recipe.json", "plan.json", "conditions.json", "journal.jsonl"}
+    assert left - {"lock"} == {*texts, "last.spool.tif"}
     assert torch.get_num_threads() == threads
 
 

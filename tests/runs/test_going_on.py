@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,26 +47,23 @@ def given() -> tuple[Tensor, dict[str, Any]]:
 def made(module: Any, folder: Path, store: str, warned: list[str]) -> Tensor:
     """One call of a fresh process: what is kept, as it is read."""
     journal = Journal(folder, warned.append)
-    try:
-        stores = (Store("host", 10**9), Store("disk", 10**12, 5e8))
-        engine = Engine(
-            stores, rows=5, keep_in=STORES.index(store), spill=folder, journal=journal.stage(0)
-        )
-        call = StreamedCall(
-            "unet", module, engine,
-            give=lambda tensors: engine.keep(tensors, stores[STORES.index(store)].name, record="call"),
-        )  # fmt: skip
-        sample, named = given()
-        with torch.no_grad(), replaced_forward(module, call):
-            (kept,) = module(banded_tensor(sample), **named, return_dict=False)
-        (whole,) = Engine(stores, rows=5).whole([kept])
-        return whole
-    finally:
-        journal.close()
+    stores = (Store("host", 10**9), Store("disk", 10**12, 5e8))
+    engine = Engine(
+        stores, rows=5, keep_in=STORES.index(store), spill=folder, journal=journal.stage(0)
+    )
+    call = StreamedCall(
+        "unet", module, engine,
+        give=lambda tensors: engine.keep(tensors, stores[STORES.index(store)].name, record="call"),
+    )  # fmt: skip
+    sample, named = given()
+    with torch.no_grad(), replaced_forward(module, call):
+        (kept,) = module(banded_tensor(sample), **named, return_dict=False)
+    (whole,) = Engine(stores, rows=5).whole([kept])
+    return whole
 
 
 @pytest.fixture
-def saves(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Ends the process behind as many snapshots as the list's only number says."""
     left = [1 << 30]
     save = CallRecord.save
@@ -77,7 +75,7 @@ def saves(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
             raise Killed
 
     monkeypatch.setattr(CallRecord, "save", counted)
-    yield left
+    return left
 
 
 @pytest.mark.parametrize("stores", STORES)
@@ -121,10 +119,8 @@ def test_damaged_files_are_found_and_made_again(
     folder = tmp_path / mkdir(tmp_path, "cut")
     for end in (9, 1 << 30):
         saves[0] = end
-        try:
+        with contextlib.suppress(Killed):
             made(module, folder, stores, warned)
-        except Killed:
-            pass
         for path in sorted(folder.iterdir()):
             if path.suffix in (".record", ".snapshot", ".value"):
                 flip(path, path.stat().st_size // 3)

@@ -26,7 +26,18 @@ class MakingOptions:
     ] = False
     restart: Annotated[
         bool,
-        _flag("--restart", text="Drop what an interrupted run of the same output has left."),
+        _flag(
+            "--restart",
+            text="Start over in place of going on where an earlier run of the output ended.",
+        ),
+    ] = False
+    keep_run: Annotated[
+        bool,
+        _flag(
+            "--keep-run",
+            text="Leave the run directory of a finished image: its latents can be decoded again "
+            "with --from-latents.",
+        ),
     ] = False
     json_: Annotated[
         bool,
