@@ -15,6 +15,7 @@ import typer
 from typer.main import get_command
 
 from hirescli.cli import (
+    batch,
     bench,
     doctor,
     evaluate,
@@ -23,6 +24,7 @@ from hirescli.cli import (
     models,
     plan,
     presets,
+    runs,
     train,
     upscale,
 )
@@ -42,6 +44,7 @@ app = typer.Typer(
 for name, command in (
     ("generate", generate.generate),
     ("upscale", upscale.upscale),
+    ("batch", batch.batch),
     ("plan", plan.plan),
     ("info", info.info),
     ("doctor", doctor.doctor),
@@ -50,6 +53,7 @@ for name, command in (
     app.command(name, help=paragraphs(command.__doc__))(command)
 app.add_typer(models.app, name="models")
 app.add_typer(presets.app, name="presets")
+app.add_typer(runs.app, name="runs")
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(train.app, name="train")
 
