@@ -22,7 +22,7 @@ from hirescli.errors import ConfigError, HiresError, RequestError, RunError
 
 if TYPE_CHECKING:
     from hirescli.events import Listener
-    from hirescli.planning.plan import Plan
+    from hirescli.planning.plan import Plan, ValidatedPlan
     from hirescli.recipe import Recipe
     from hirescli.runs.batch import PlannedJob, Planner, Results, Row, Status
     from hirescli.runs.jobs import Job, JobFile
@@ -328,7 +328,10 @@ class _Batch:
         from hirescli.cascade.run import Runner  # loads torch: after all that can be refused is
         from hirescli.runs.batch import Row, by_model, make_jobs, refused
 
-        runner, wrong = refused(todo, lambda plans: Runner(plans, listener))
+        def start(plans: Sequence[ValidatedPlan]) -> Runner:
+            return Runner(plans, listener, keep_runs=self._how.keep_run)
+
+        runner, wrong = refused(todo, start)
         if wrong and not self._options.keep_going:
             raise _refusal(self._file.source, [(each.job, error) for each, error in wrong])
         rows = [Row.of(each, "failed", error=str(error)) for each, error in wrong]
@@ -461,9 +464,11 @@ def _check_results(path: Path, jobs: str) -> None:
     """Refuse results where the jobs stand, or where a folder is."""
     if os.path.isdir(path):
         raise RequestError(f"results {path} is a folder; name a file with --results")
+    same = False
     with contextlib.suppress(OSError, ValueError):
-        if os.path.samefile(path, jobs):
-            raise RequestError(f"results {path} is the file of jobs; name another with --results")
+        same = os.path.samefile(path, jobs)
+    if same:
+        raise RequestError(f"results {path} is the file of jobs; name another with --results")
 
 
 def _seeds(request: SharedOptions) -> Sequence[int]:

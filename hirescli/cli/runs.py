@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,7 +40,7 @@ def list_(
     json_: _Json = False,
 ) -> None:
     """List run directories: their output, how far it is, what they take, and who works there."""
-    found = [_described(path) for path in _found_in(folder)]
+    found = _all_described(_found_in(folder))
     if json_:
         print(json_visible(json.dumps([_as_dict(each) for each in found])))
         return
@@ -57,7 +59,9 @@ def show(
     json_: _Json = False,
 ) -> None:
     """Show a run directory: recipe, conditions, finished stages, the command that goes on."""
-    left = _described(_named(run))
+    from hirescli.runs.left import describe
+
+    left = describe(_named(run))
     if json_:
         print(json_visible(json.dumps(_as_dict(left) | _more(left))))
         return
@@ -92,15 +96,16 @@ def clean(
     """Remove run directories; what they have finished has to be made again.
 
     Only what runs make is removed, and none that a process works in. Without a terminal to ask
-    on, --yes is needed.
+    on, --yes is needed. What --keep-run has kept goes only if it is named itself.
     """
     least_seconds = 0.0 if older_than is None else _seconds(older_than)
-    found = [_described(path) for path in _chosen(places or [Path()])]
-    old = [each for each in found if each.age_seconds >= least_seconds]
-    idle = [each for each in old if not each.at_work]
-    for each in old:
-        if each.at_work:
-            _say(f"{each.path} is left: a process works in it", "note")
+    chosen = _chosen(places or [Path()])
+    old = [each for each in _all_described(chosen) if each.age_seconds >= least_seconds]
+    spared = {each.path: _spared(each, named=chosen[each.path]) for each in old}
+    for path, reason in spared.items():
+        if reason is not None:
+            _say(f"{path} is left: {reason}", "note")
+    idle = [each for each in old if spared[each.path] is None]
     if idle and not yes and not _agreed(idle, as_json=json_):
         return
     removed, problems = _remove(idle)
@@ -138,23 +143,37 @@ def _named(path: Path) -> Path:
     return found
 
 
-def _chosen(places: Sequence[Path]) -> list[Path]:
-    """The run directories that paths name or hold, each once."""
+def _spared(left: LeftRun, *, named: bool) -> str | None:
+    """Why a run directory is not removed, if it is not."""
+    if left.at_work:
+        return "a process works in it"
+    return "it shall be kept; name it to remove it" if left.kept and not named else None
+
+
+def _chosen(places: Sequence[Path]) -> dict[Path, bool]:
+    """The run directories that paths name or hold, and whether each is named itself."""
     from hirescli.runs.left import run_named
 
-    found: dict[Path, None] = {}
+    found: dict[Path, bool] = {}
     for place in places:
         run = run_named(place)
         if run is None and not place.is_dir():
             _named(place)  # raises
-        found |= dict.fromkeys(_found_in(place) if run is None else [run])
-    return list(found)
+        if run is not None:
+            found[run] = True
+        else:
+            found = dict.fromkeys(_found_in(place), False) | found
+    return found
 
 
-def _described(path: Path) -> LeftRun:
+def _all_described(paths: Iterable[Path]) -> list[LeftRun]:
     from hirescli.runs.left import describe
 
-    return describe(path)
+    found = []
+    for path in paths:
+        with contextlib.suppress(RequestError):  # its run has just removed it
+            found.append(describe(path))
+    return found
 
 
 def _agreed(idle: Sequence[LeftRun], *, as_json: bool) -> bool:
@@ -229,6 +248,7 @@ def _as_dict(left: LeftRun) -> dict[str, Any]:
         "size_bytes": left.size_bytes,
         "age_seconds": round(left.age_seconds, 1),
         "at_work": left.at_work,
+        "kept": left.kept,
     }
 
 
@@ -261,7 +281,10 @@ def _lines(left: LeftRun) -> Iterator[str]:
                 yield f"recipe      {key} = {json.dumps(value, ensure_ascii=False)}"
     for key, condition in left.conditions.items():
         yield f"condition   {key} = {condition}"
-    yield f"goes on     {left.command or 'no: its recipe is damaged; give --restart'}"
+    if left.kept:
+        yield f"decodes     hires generate --from-latents {shlex.quote(str(left.path))}"
+    else:
+        yield f"goes on     {left.command or 'no: its recipe is damaged; give --restart'}"
 
 
 def _say(message: str, kind: str) -> None:

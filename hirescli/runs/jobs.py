@@ -459,7 +459,7 @@ def check_inside(output: Path, folder: Path) -> None:
         raise RequestError(f"output {output} leads out of {folder} by a symlink; name another")
     for beside in ("", ".run", ".partial"):
         path = output.with_name(output.name + beside)
-        if path.is_symlink() and not _real(path).is_relative_to(_real(folder)):
+        if os.path.islink(path) and not _real(path).is_relative_to(_real(folder)):
             raise RequestError(f"{path} is a symlink out of {folder}; remove it")
 
 

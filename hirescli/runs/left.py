@@ -38,6 +38,8 @@ class LeftRun:
         size_bytes: On the disk.
         age_seconds: Since something was written.
         at_work: Whether a process holds the lock.
+        kept: Whether it shall stay, though its output is finished.
+        spill: Folder for its values on disk; None: itself.
     """
 
     path: Path
@@ -50,12 +52,15 @@ class LeftRun:
     size_bytes: int
     age_seconds: float
     at_work: bool
-    spill: str | None = None
+    kept: bool
+    spill: str | None
 
     @property
     def state(self) -> str:
         """How far it is, in words."""
         total = len(self.stages)
+        if self.kept:
+            return "finished and kept"
         if self.recipe is None or not total:
             return "recipe or plan is damaged"
         if self.finished == total:
@@ -86,7 +91,7 @@ def find_runs(folder: Path, levels: int = LEVELS) -> Iterator[Path]:
     """
     with contextlib.suppress(OSError):
         for path in sorted(folder.iterdir()):
-            if path.is_symlink() or not path.is_dir():
+            if path.is_symlink() or not os.path.isdir(path):
                 continue
             if is_run(path):
                 yield path
@@ -98,9 +103,9 @@ def is_run(path: Path) -> bool:
     """Whether a folder is a run directory of ours, by its name and what is in it."""
     if not path.name.removesuffix(_SUFFIX).lower().endswith(_SUFFIXES):
         return False
-    if not path.name.endswith(_SUFFIX) or path.is_symlink() or not path.is_dir():
+    if not path.name.endswith(_SUFFIX) or os.path.islink(path):
         return False
-    return any((path / mark).is_file() for mark in _MARKS)
+    return any(os.path.isfile(path / mark) for mark in _MARKS)
 
 
 def run_named(path: Path) -> Path | None:
@@ -137,6 +142,7 @@ def describe(path: Path) -> LeftRun:
         size_bytes=size_bytes,
         age_seconds=max(0.0, time.time() - written),
         at_work=at_work(path),
+        kept=os.path.lexists(path / "kept"),
         spill=spill if isinstance(spill, str) else None,
     )
 
@@ -192,22 +198,19 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _facts(path: Path) -> set[str]:
     """The keys of which a journal has facts; behind a torn line nothing counts."""
-    facts: set[str] = set()
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        with path.open("rb") as file:
-            for line in file:
-                fact = json.loads(line)["fact"]
-                if fact["key"] != "dropped":
-                    facts.add(fact["key"])
-                    continue
-                gone = {
-                    key
-                    for key in facts
-                    if key.startswith(fact["beginning"])
-                    and key.endswith((".result", ".under-way"))
-                }
-                facts -= gone - {fact["but"]}
-    return facts
+    facts: dict[str, dict[str, Any]] = {}
+    wrong = (OSError, ValueError, KeyError, TypeError, AttributeError)
+    with contextlib.suppress(*wrong), path.open("rb") as file:
+        for line in file:
+            fact = json.loads(line)["fact"]
+            if fact["key"] != "dropped":
+                facts[fact["key"]] = fact
+                continue
+            start, but = fact["beginning"], fact["but"]
+            for key in [k for k in facts if k.startswith(start) and k != but]:
+                if "file" in facts[key]:
+                    del facts[key]
+    return set(facts)
 
 
 def _size_and_time(path: Path) -> tuple[int, float]:
@@ -219,4 +222,4 @@ def _size_and_time(path: Path) -> tuple[int, float]:
                 facts = os.lstat(os.path.join(folder, name))
                 size_bytes += facts.st_blocks * 512
                 written = max(written, facts.st_mtime)
-    return size_bytes, written or path.stat().st_mtime
+    return size_bytes, written or time.time()
