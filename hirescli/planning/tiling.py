@@ -25,6 +25,9 @@ _CHANNELS = 3  # red, green, blue
 _FLOAT_BYTES = 4
 # Bytes for each pixel of the rows that go to the spool: float rows and their copies.
 _ROW_PX_BYTES = 48
+# What a plain call of the decoder takes against the engine's: normalised and activated values
+# are copies. Measured on a CPU: 1.2, holes of the allocator not counted, which small tiles leave.
+_PLAIN_WORK = 1.25
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,11 @@ def tiled_schedule(
 
 
 def _work_bytes(trace: Trace, tiling: Tiling) -> int:
-    """Of decoding one tile: what the engine takes for it with all the room there is."""
+    """Of decoding one tile by a plain call: from what the engine takes with all the room."""
     rows, width = min(tiling.tile, tiling.rows), min(tiling.tile, tiling.width)
     room = [Store("host", 1 << 62)]
-    return make_schedule(trace, rows, width, stores=room, rows=rows).peak_bytes["host"]
+    made = make_schedule(trace, rows, width, stores=room, rows=rows)
+    return int(_PLAIN_WORK * made.peak_bytes["host"])
 
 
 def _flops(ops: Iterable[SizedOp]) -> float:
