@@ -43,6 +43,7 @@ class Models:
     plans: Sequence[ValidatedPlan]
     _sources: dict[Key, ModelSource] = field(default_factory=dict)
     _plugged: dict[Key, dict[Key, PluginSource]] = field(default_factory=dict)
+    _checked: set[Key] = field(default_factory=set)  # sources with LoRAs that fit them
     _loaded: dict[Key, Model] = field(default_factory=dict)
 
     def find(self) -> tuple[ValidatedPlan, ...]:
@@ -64,7 +65,9 @@ class Models:
         if key not in self._sources:
             self._sources[key] = self._found(recipe)
         source, plugged = self._sources[key], self._plugged.setdefault(key, {})
-        check_loras(source, [Path(lora.path) for lora in recipe.loras])
+        if (key, recipe.loras) not in self._checked:
+            check_loras(source, [Path(lora.path) for lora in recipe.loras])
+            self._checked.add((key, recipe.loras))
         for name in _plugin_names(recipe):
             if name not in plugged:
                 plugged[name] = _looked_for(*name, source)

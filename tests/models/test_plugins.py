@@ -163,6 +163,18 @@ def test_an_image_prompt_is_as_in_diffusers(family: str, root: Path) -> None:
     assert float((mine - predicted(model.unet, states, **nothing)).abs().max()) > 1e-3
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_an_image_prompt_beside_a_denoiser_on_a_gpu(root: Path) -> None:
+    picture = Image.open(root / "picture.png").convert("RGB")
+    made = []
+    for device in ("cpu", "cuda"):
+        model = loaded(root, "sd15")
+        model.unet.to(device)
+        source = find_image_adapter(str(root / "sd15-ip"), model=model.source)
+        made += image_embeds(model, source, [(picture, 1.0)])
+    torch.testing.assert_close(made[0], made[1].cpu(), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("other", FAMILIES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_plug_ins_of_another_family_are_refused(family: str, other: str, root: Path) -> None:
