@@ -181,7 +181,7 @@ def guiding(recipe: Recipe, model: Model, spool_of: Callable[[str], Path]) -> It
             picture is damaged.
     """
     place = torch.device(recipe.device or "cpu")
-    modules = _controlnets(recipe, model, place)
+    modules = _controlnets(recipe, model)
     controls = []
     for number, (control, module) in enumerate(zip(recipe.controls, modules, strict=True)):
         spool = spool_of(f"control-{number}")
@@ -190,8 +190,11 @@ def guiding(recipe: Recipe, model: Model, spool_of: Callable[[str], Path]) -> It
     yield Guides(tuple(controls), _embeds(recipe, model, spool_of, place))
 
 
-def _controlnets(recipe: Recipe, model: Model, place: torch.device) -> list[Any]:
-    """One for each control: two of a kind are two modules, each with a picture of its own."""
+def _controlnets(recipe: Recipe, model: Model) -> list[Any]:
+    """One for each control: two of a kind are two modules, each with a picture of its own.
+
+    Their weights rest where those of the denoiser do.
+    """
     sources = [_source(model, *name) for name in _plugin_names(recipe) if name[0] == _CONTROL]
     kept = model.plugged.controlnets
     wanted = list(enumerate(sources))
@@ -199,7 +202,7 @@ def _controlnets(recipe: Recipe, model: Model, place: torch.device) -> list[Any]
         del kept[other]
     for key in wanted:
         if key not in kept:
-            kept[key] = load_controlnet(model, key[1]).to(place, model.unet.dtype)
+            kept[key] = load_controlnet(model, key[1]).to(model.unet.device, model.unet.dtype)
     return [kept[key] for key in wanted]
 
 

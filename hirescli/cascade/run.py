@@ -69,9 +69,9 @@ def run(plans: Sequence[ValidatedPlan], listener: Listener | None = None) -> lis
     tell = listener or _ignore
     _refuse_conflicts(plans)
     models = Models(plans)
-    models.find()
+    found = models.find()
     with quiet_libraries():
-        return [_image(validated, models, tell) for validated in plans]
+        return [_image(validated, models, tell) for validated in found]
 
 
 def _ignore(_: Event) -> None:

@@ -11,8 +11,9 @@ from hirescli.models import hub, sources
 from hirescli.models.safetensors_check import read_tensors
 from hirescli.models.sources import ADAPTER_WEIGHTS, AdapterSource, ModelSource
 from hirescli.planning.card import Card, read_card
+from hirescli.recipe import Recipe
 
-__all__ = ["AdapterSource", "ModelSource", "cards", "download", "find", "find_card"]
+__all__ = ["AdapterSource", "ModelSource", "card_of", "cards", "download", "find", "find_card"]
 _CARDS = Path(__file__).parent / "cards"
 _FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
@@ -122,6 +123,21 @@ def _complete(source: ModelSource) -> ModelSource:
     if hub.offline():
         download(source)
     return source
+
+
+def card_of(recipe: Recipe) -> Card:
+    """What is known of a recipe's model, with its adapter; weights need not be here.
+
+    Raises:
+        RequestError: As `find`.
+    """
+    return find(
+        recipe.model,
+        recipe.revision,
+        adapter=recipe.adapter,
+        adapter_revision=recipe.adapter_revision,
+        weights=False,
+    ).card
 
 
 def find_adapter(name: str, revision: str | None = None) -> AdapterSource:
