@@ -57,16 +57,15 @@ def plan(
     Raises:
         RequestError: If the size, format or another choice does not work with the model.
     """
-    from hirescli.models.registry import find
+    from hirescli.models.registry import card_of
     from hirescli.output.inputs import identified
     from hirescli.planning.plan import make_plan
     from hirescli.units import parse_bytes
 
     recipe = identified(recipe)
-    card = find(recipe.model, recipe.revision, adapter=recipe.adapter, weights=False).card
     return make_plan(
         recipe,
-        card,
+        card_of(recipe),
         memory_bytes=None if memory is None else parse_bytes(memory),
         host_memory_bytes=None if host_memory is None else parse_bytes(host_memory),
         spill=None if spill is None else Path(spill),

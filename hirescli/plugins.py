@@ -73,9 +73,11 @@ class Control(Picture):
     Attributes:
         kind: A name that the model's card knows, such as "canny", or where a ControlNet is:
             a folder, a .safetensors file or a hub id.
+        revision: Of that ControlNet's weights: a commit on the hub, or a digest "local-...".
     """
 
     kind: str = Field(min_length=1)
+    revision: str | None = None
     scale: Scale = 1.0
 
     @classmethod

@@ -27,6 +27,12 @@ Strength = Annotated[float, Field(gt=0, le=1)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 # Set by a run, not chosen by anybody: they take no part in the hash and are never read back.
 CONSEQUENCES = frozenset({"truncated_to_tokens", "negative_truncated_to_tokens"})
+# What belongs to a choice: with another one it says nothing.
+_IDENTITIES = {
+    "model": ("revision", "adapter_revision", "image_adapter_revision"),
+    "adapter": ("adapter_revision",),
+    "image_adapter": ("image_adapter_revision",),
+}
 _ALLOWED_CONTROLS = "\t\n\r"
 
 
@@ -57,10 +63,13 @@ class Recipe(BaseModel):
     # "auto": the model's own attention where it is quick, an adapter's linear one above.
     attention: Literal["auto", "linear", "full"] = "auto"
     adapter: str | None = None  # LinFusion weights: a folder or a hub id
+    # Of these weights, or of those that the model's card names: a commit, or a digest "local-...".
+    adapter_revision: str | None = None
     loras: tuple[Lora, ...] = ()
     controls: tuple[Control, ...] = ()
     image_prompts: tuple[ImagePrompt, ...] = ()
     image_adapter: str | None = None  # IP-Adapter: a folder, or a file on the hub
+    image_adapter_revision: str | None = None  # of it, or of the one that the card names
     init_image: Picture | None = None  # what the base stage begins with, in place of noise
     init_strength: Strength | None = None
     source: Picture | None = None  # the picture that is enlarged; there is no base stage then
@@ -156,7 +165,8 @@ class Recipe(BaseModel):
                 faults.append(str(error))
                 said = {key: value for key, value in fragment.items() if key != "size"}
                 said |= {"width_px": 1, "height_px": 1}  # reported above; not a second time
-            merged |= {key: value for key, value in said.items() if value is not None}
+            said = {key: value for key, value in said.items() if value is not None}
+            merged = _without_identities(merged, said) | said
         for key in CONSEQUENCES:
             merged.pop(key, None)
         try:
@@ -166,6 +176,22 @@ class Recipe(BaseModel):
         if faults:
             raise ConfigError(source, faults)
         return recipe
+
+
+def _without_identities(before: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Choices without what tells which weights they were made with, where others are named."""
+    kept = dict(before)
+    other = {key for key in _IDENTITIES if key in said and said[key] != before.get(key)}
+    if "model" not in before:  # nothing was said of another one
+        other.discard("model")
+    for name in {each for key in other for each in _IDENTITIES[key]}:
+        kept.pop(name, None)
+    if "model" in other and isinstance(kept.get("controls"), list | tuple):
+        kept["controls"] = [
+            {k: v for k, v in each.items() if k != "revision"} if isinstance(each, dict) else each
+            for each in kept["controls"]
+        ]
+    return kept
 
 
 def clean_prompt(text: str) -> str:

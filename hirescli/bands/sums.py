@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -150,13 +151,13 @@ def einsum(func: Any, equation: str, *operands: Any) -> Node:
     """A product by labels: the rows' label stays, or is summed over, which is a reduction."""
     tensors = flatten(operands)
     (meta,) = infer(lambda *t: torch.einsum(equation, *t), tensors, {})
-    sources, _, target = equation.replace(" ", "").partition("->")
+    sources, _, target = _without_dots(equation, tensors).partition("->")
     labels = {
         source[t.grid.dim]
         for source, t in zip(sources.split(","), tensors, strict=True)
         if isinstance(t, Node) and t.grid is not None
     }
-    if not target or "." in equation or len(labels) > 1:
+    if not target or len(labels) > 1:
         raise unknown(f'einsum "{equation}"')
     banded = [t for t in tensors if isinstance(t, Node) and t.grid is not None]
     if labels and (label := labels.pop()) not in target:
@@ -171,3 +172,16 @@ def einsum(func: Any, equation: str, *operands: Any) -> Node:
         lambda *t: torch.einsum(equation, *t), tensors, {},
         name="einsum", shape=meta.shape, dtype=meta.dtype, grid=grid, anchor=grid is not None,
     )  # fmt: skip
+
+
+def _without_dots(equation: str, operands: Sequence[Any]) -> str:
+    """The equation with a label for each dimension that "..." stands for."""
+    sources, arrow, target = equation.replace(" ", "").partition("->")
+    hidden = [
+        (source, len(operand.shape) - len(source.replace("...", "")))
+        for source, operand in zip(sources.split(","), operands, strict=True)
+    ]
+    most = max(count for _, count in hidden)
+    free = [label for label in string.ascii_uppercase if label not in equation][:most]
+    written = [source.replace("...", "".join(free[most - n :])) for source, n in hidden]
+    return ",".join(written) + arrow + target.replace("...", "".join(free))

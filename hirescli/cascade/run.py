@@ -84,7 +84,8 @@ class Runner:
         self._tell = listener or _ignore
         _refuse_conflicts(plans)
         self._models = Models(plans)
-        self._models.find()
+        # With the commits and digests of the weights that were found.
+        self._plans = {found.output: found for found in self._models.find()}
 
     def make(self, validated: ValidatedPlan) -> Result:
         """Make one of the images.
@@ -95,25 +96,28 @@ class Runner:
         for the image and is afterwards what it was.
 
         Raises:
-            RequestError: If a file that the request names cannot be used; nothing is left then.
+            RequestError: If a file that the request names cannot be used; a new run directory is
+                not left then.
             RunError: If another process works on the output, the disk is full, weights fail, or
                 a file of the output's name appeared during the run without leave to replace it.
         """
+        validated, tell = self._plans[validated.output], self._tell
         threads = validated.plan.recipe.threads
         assert threads is not None, "the recipe is not resolved"
-        tell = self._tell
         with (
             quiet_libraries(),
             _directory(validated, tell) as directory,
             _torch_threads(threads),
         ):
             _reserve(validated.plan, directory)
+            fresh = directory.journal.empty
             try:
                 if self._latents is not None:
                     _adopt_latents(self._latents, directory, validated.plan)
                 made = _make(validated, directory, self._models.of(validated.plan), tell)
-            except RequestError:  # of files that the request names: nothing was made
-                directory.remove()
+            except RequestError:  # of files that the request names
+                if fresh:
+                    directory.remove()
                 raise
             if self._keep_runs:
                 directory.keep()

@@ -241,34 +241,41 @@ class _Batch:
         found = _Sorted()
         for job in self._jobs:
             output = self._outputs[job.index]
+            faults: list[HiresError] = []
+            if job.index in doubled:
+                faults.append(RequestError(doubled[job.index]))
             try:
-                if isinstance(output, HiresError):
-                    raise output
-                if job.index in doubled:
-                    raise RequestError(doubled[job.index])
-                self._sort(job, output, found)
+                self._sort(job, output, found, only_check=bool(faults))
             except HiresError as error:
-                found.wrong.append((job, output if isinstance(output, Path) else None, error))
+                faults.append(error)
+            if faults:
+                named = output if isinstance(output, Path) else None
+                every = [text for fault in faults for text in _faults(fault)]
+                only = faults[0] if len(faults) == 1 else ConfigError(job.where, every)
+                found.wrong.append((job, named, only))
         self._check_disk(found)
         return found
 
-    def _sort(self, job: Job, output: Path, found: _Sorted) -> None:
+    def _sort(
+        self, job: Job, output: Path | HiresError, found: _Sorted, *, only_check: bool
+    ) -> None:
         from hirescli.runs.batch import PlannedJob
 
         asked = self._recipes[job.index]
+        if isinstance(output, HiresError):
+            raise output
         assert not isinstance(asked, HiresError)
         plan = self._planner.plan(asked)
         there = os.path.lexists(output)
         ours = there and _is_finished(output, plan)
         overwrite = self._how.overwrite or ours
         validated = plan.validate(self._machine, output, overwrite)
-        planned = PlannedJob(job, validated, there)
-        if ours and self._options.skip_done:
-            found.finished.append(planned)
-            return
-        if not self._how.restart:
+        done = ours and self._options.skip_done
+        if not done and not self._how.restart:
             _refuse_conflict(output, plan)
-        found.todo.append(planned)
+        if not only_check:
+            where = found.finished if done else found.todo
+            where.append(PlannedJob(job, validated, there))
 
     def _check_disk(self, found: _Sorted) -> None:
         from hirescli.planning.plan import check_disk_together
@@ -300,7 +307,8 @@ class _Batch:
         rows = [Row.of(each, "skipped") for each in found.finished]
         for job, output, error in found.wrong:
             said = None if output is None else str(output)
-            rows.append(Row(job.index, job.line, said, "failed", error=str(error)))
+            reason = "; ".join(_faults(error))
+            rows.append(Row(job.index, job.line, said, "failed", error=reason))
         rows.sort(key=lambda row: row.index)
         results.add(rows)
         if found.finished:
@@ -523,17 +531,17 @@ def _drop_leftovers(todo: Sequence[PlannedJob]) -> None:
 
 def _refusal(source: str, wrong: Sequence[tuple[Job, HiresError]]) -> HiresError:
     """One error of all that is wrong, with the place of each."""
-    faults = [
-        f"{job.where}: {fault}"
-        for job, error in wrong
-        for fault in (error.faults if isinstance(error, ConfigError) else (str(error),))
-    ]
+    faults = [f"{job.where}: {fault}" for job, error in wrong for fault in _faults(error)]
     more = len(faults) - _MOST_FAULTS
     shown = [*faults[:_MOST_FAULTS], f"and {more} more"] if more > 0 else faults
     refusal = ConfigError(source, shown)
     if all(isinstance(error, RequestError) for _, error in wrong):
         return refusal
     return RunError(str(refusal))
+
+
+def _faults(error: HiresError) -> tuple[str, ...]:
+    return error.faults if isinstance(error, ConfigError) else (str(error),)
 
 
 def _show(found: _Sorted, *, as_json: bool) -> None:
@@ -547,7 +555,7 @@ def _show(found: _Sorted, *, as_json: bool) -> None:
         for job, output, error in found.wrong:
             said = None if output is None else str(output)
             wrong = {"index": job.index, "line": job.line, "output": said, "state": "wrong"}
-            write_line(json.dumps(wrong | {"error": str(error)}))
+            write_line(json.dumps(wrong | {"error": "; ".join(_faults(error))}))
         return
     from hirescli.cli.render import console, table
     from hirescli.units import format_bytes, format_seconds
@@ -564,7 +572,7 @@ def _show(found: _Sorted, *, as_json: bool) -> None:
         )  # fmt: skip
     console().print(shown)
     for job, _, error in found.wrong:
-        _say(f"{job.where}: {error}")
+        _say(f"{job.where}: {'; '.join(_faults(error))}")
     seconds = sum(each.validated.plan.seconds for each in found.todo)
     console().print(f"{_jobs(len(found.todo))} to make, about {format_seconds(seconds)}")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hirescli.recipe import Recipe
 
 _STDIN = "-"
-_OF_THE_SIZE = ("rows", "strengths")  # choices that a plan made for one size
+_OF_THE_SIZE = ("rows", "strengths", "upscale_steps")  # choices that a plan made for one size
 _MOST_STDIN_BYTES = 10**6  # a prompt, not a file by mistake
 
 
@@ -44,7 +44,7 @@ def images(
     Raises:
         RequestError: If the request is wrong; nothing was loaded or written.
     """
-    from hirescli.models.registry import find
+    from hirescli.models.registry import card_of
     from hirescli.output.inputs import identified
     from hirescli.planning.plan import make_plan
     from hirescli.units import parse_bytes
@@ -61,13 +61,7 @@ def images(
     outputs = [_output(options.output, recipe, several=len(recipes) > 1) for recipe in recipes]
     return tuple(
         Image(
-            make_plan(
-                recipe,
-                find(recipe.model, recipe.revision, adapter=recipe.adapter, weights=False).card,
-                spill=options.spill,
-                machine=machine,
-                **limits,
-            ),
+            make_plan(recipe, card_of(recipe), spill=options.spill, machine=machine, **limits),
             output,
         )
         for recipe, output in zip(recipes, outputs, strict=True)

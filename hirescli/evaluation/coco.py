@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,10 +26,15 @@ from torch import Tensor
 from hirescli.errors import RequestError
 from hirescli.evaluation.frechet import Moments, frechet_distance
 from hirescli.evaluation.inception import FEATURES, load_inception
+from hirescli.events import Event, RunDone
 from hirescli.recipe import Recipe
+
+if TYPE_CHECKING:
+    from hirescli.planning.plan import Plan
 
 SQUARE_PX = 256
 _BATCH = 32
+_TOGETHER = 64  # pictures that one loading of the model makes; their text states wait in memory
 _PREFIX = "A photo depicts "
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 # What CLIP's pictures are normalised with, from its paper's code.
@@ -105,13 +110,47 @@ def generate_pictures(
         RequestError: If a choice is wrong, or another picture is in the way.
         RunError: If a run fails; the same call goes on where it ended.
     """
-    import hirescli
+    from hirescli.cascade.run import run
+    from hirescli.planning.machine import Machine
+    from hirescli.planning.plan import check_disk_together
 
-    for place, caption in enumerate(captions):
-        own = {"prompt": caption.text, "seed": choices["seed"] + place, "format": "png"}
-        recipe = Recipe.from_fragments({**choices, **own})
-        hirescli.generate(recipe, folder / caption.name)
-        told(place + 1)
+    made = 0
+
+    def count(_: object = None) -> None:
+        nonlocal made
+        made += 1
+        told(made)
+
+    def listener(event: Event) -> None:
+        if isinstance(event, RunDone):
+            count()
+
+    machine = Machine.detect(with_devices=choices.get("device") != "cpu")
+    numbered = list(enumerate(captions))
+    for start in range(0, len(numbered), _TOGETHER):
+        plans = []
+        for place, caption in numbered[start : start + _TOGETHER]:
+            own = {"prompt": caption.text, "seed": choices["seed"] + place, "format": "png"}
+            plan = _unmade(Recipe.from_fragments({**choices, **own}), folder / caption.name)
+            if plan is None:
+                count()
+            else:
+                plans.append(plan.validate(machine, folder / caption.name))
+        check_disk_together(plans, machine)
+        if plans:
+            run(plans, listener)
+
+
+def _unmade(recipe: Recipe, path: Path) -> Plan | None:
+    """The plan of a picture; None if it stands there with the same recipe."""
+    import hirescli
+    from hirescli.runs.directory import clear_finished, finished
+
+    plan = hirescli.plan(recipe)
+    if not finished(path, plan.recipe):
+        return plan
+    clear_finished(path, plan.recipe)
+    return None
 
 
 def real_pictures(folder: Path) -> list[Path]:

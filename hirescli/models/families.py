@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from hirescli.errors import RequestError
 from hirescli.models.safetensors_check import Tensors
@@ -62,6 +64,72 @@ def read_json(path: Path) -> dict[str, Any]:
     return read
 
 
+def _positive(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _widths(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_positive, value))
+
+
+def _count(value: object) -> bool:
+    return _positive(value) or _widths(value)
+
+
+def _names(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(n, str) for n in value)
+
+
+def _factor(value: object) -> bool:
+    return type(value) in (int, float) and 0 < float(str(value)) < math.inf
+
+
+# What of a config a plan or a module is made from, and what it has to be.
+_Check = tuple[Callable[[object], bool], str]
+_POSITIVE: _Check = _positive, "a number of 1 or more"
+_WIDTHS: _Check = _widths, "a list of numbers of 1 or more"
+_COUNT: _Check = _count, "a number of 1 or more, or a list of such"
+_NAMES: _Check = _names, "a list of names"
+_CHECKS: dict[str, dict[str, _Check]] = {
+    "unet": {
+        "block_out_channels": _WIDTHS, "cross_attention_dim": _POSITIVE,
+        "down_block_types": _NAMES, "up_block_types": _NAMES, "layers_per_block": _COUNT,
+        "attention_head_dim": _COUNT, "norm_num_groups": _POSITIVE,
+        "transformer_layers_per_block": (
+            lambda value: _count(value) or isinstance(value, list),
+            "a number of 1 or more, or a list",
+        ),
+    },
+    "vae": {
+        "block_out_channels": _WIDTHS, "latent_channels": _POSITIVE,
+        "scaling_factor": (_factor, "a number above 0"), "layers_per_block": _POSITIVE,
+        "norm_num_groups": _POSITIVE, "down_block_types": _NAMES, "up_block_types": _NAMES,
+    },
+    "text_encoder": {"max_position_embeddings": _POSITIVE, "hidden_size": _POSITIVE},
+}  # fmt: skip
+# Without which the libraries would take the sizes of another model.
+_NEEDED = {"unet": ("block_out_channels", "cross_attention_dim"), "vae": ("block_out_channels",)}
+
+
+def read_config(folder: Path, part: str) -> dict[str, Any]:
+    """The config of a component, its sizes checked.
+
+    Raises:
+        RequestError: If it is missing, or a key is; names file and key.
+    """
+    path = folder / part / "config.json"
+    config = read_json(path)
+    for key in _NEEDED.get(part, ()):
+        if config.get(key) is None:
+            raise RequestError(f"{path}: {key} is missing; the file is not that of a model")
+    for key, (fits, wanted) in _CHECKS[part].items():
+        value = config.get(key)
+        if value is not None and not fits(value):
+            shown = json.dumps(value)[:60]
+            raise RequestError(f"{path}: {key} is {shown}; it must be {wanted}")
+    return config
+
+
 def base_card_name(folder: Path) -> str:
     """The shipped card of the family of a folder in diffusers' layout.
 
@@ -98,10 +166,9 @@ def adapted_card(base: Card, folder: Path, *, name: str, revision: str) -> Card:
     Raises:
         RequestError: If a config is missing or wrong.
     """
-    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
-    text = read_json(folder / "text_encoder" / "config.json")
-    factor = 2 ** (len(vae.get("block_out_channels", (0,))) - 1)
-    native_px = _side(unet.get("sample_size", base.native_px // factor)) * factor
+    unet, vae, text = (read_config(folder, part) for part in ("unet", "vae", "text_encoder"))
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    native_px = _side(folder, unet.get("sample_size", base.native_px // factor)) * factor
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name")
     same = structure(unet, UNET_DEFAULTS) == _structure_of(base, "unet", UNET_DEFAULTS)
     changes = {
@@ -114,16 +181,22 @@ def adapted_card(base: Card, folder: Path, *, name: str, revision: str) -> Card:
         "native_px": native_px,
         "multiple_px": factor,
         "min_px": max(factor, native_px // 2 // factor * factor),
-        "latent_channels": vae.get("latent_channels", 4),
+        "latent_channels": vae.get("latent_channels") or 4,
         "vae_factor": factor,
-        "vae_scaling": vae.get("scaling_factor", base.vae_scaling),
-        "text_tokens": text.get("max_position_embeddings", base.text_tokens),
-        "text_channels": unet.get("cross_attention_dim", base.text_channels),
+        "vae_scaling": vae.get("scaling_factor") or base.vae_scaling,
+        "text_tokens": text.get("max_position_embeddings") or base.text_tokens,
+        "text_channels": unet["cross_attention_dim"],
         "scheduler": _scheduler_name(scheduler, base),
     }
     if not same:
         changes |= {"adapter": None, "adapter_id": None, "controls": (), "image_adapter_id": None}
-    return base.model_copy(update=changes)
+    try:
+        return Card.model_validate(dict(base) | changes)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()
+        )
+        raise RequestError(f"the configs of {folder} do not make a model: {faults}") from error
 
 
 def _scheduler_name(kind: object, base: Card) -> str:
@@ -131,11 +204,12 @@ def _scheduler_name(kind: object, base: Card) -> str:
     return name if name in base.schedulers else base.scheduler
 
 
-def _side(sample_size: object) -> int:
-    size = max(sample_size) if isinstance(sample_size, list) else sample_size
-    if not isinstance(size, int) or size < 2:
-        raise RequestError(f"unet/config.json: sample_size {sample_size} is no size of latents")
-    return size
+def _side(folder: Path, sample_size: object) -> int:
+    sizes = sample_size if isinstance(sample_size, list) else [sample_size]
+    if not _widths(sizes) or max(sizes) < 2:
+        path = folder / "unet" / "config.json"
+        raise RequestError(f"{path}: sample_size {sample_size} is no size of latents")
+    return int(max(sizes))
 
 
 def _structure_of(base: Card, part: str, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,9 @@ class Snapshot:
     revision: str | None = None
 
 
-def resolve(hub_id: str, revision: str | None) -> Snapshot:
+def resolve(
+    hub_id: str, revision: str | None, *, what: str = "model", needs: str = "model_index.json"
+) -> Snapshot:
     """Resolve a repository's branch, tag or commit to one commit.
 
     Offline, and where the hub cannot be reached, the cache says it.
@@ -51,14 +53,26 @@ def resolve(hub_id: str, revision: str | None) -> Snapshot:
     Args:
         hub_id: "owner/name".
         revision: None: "main".
+        what: It is, for messages.
+        needs: The file that is read first: what an empty cache lacks.
 
     Raises:
         RequestError: If there is no such repository or revision, it asks for a login, or
             nothing of it is in the cache and the hub is not asked.
     """
     wanted = revision or "main"
+
+    def from_cache(why: str, cause: Exception | None = None) -> Snapshot:
+        found = cached(hub_id, wanted)
+        if found is None:
+            raise RequestError(
+                f'{what} "{hub_id}" (revision "{wanted}") is not in the cache '
+                f"{cache_folder()}: {needs} is missing, and {why}"
+            ) from cause
+        return found
+
     if offline():
-        return _cached(hub_id, wanted, "HF_HUB_OFFLINE is set; unset it, or run this once online")
+        return from_cache("HF_HUB_OFFLINE is set; unset it, or run this once online")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -75,7 +89,7 @@ def resolve(hub_id: str, revision: str | None) -> Snapshot:
         ) from _quiet(error)
     except RepositoryNotFoundError as error:
         raise RequestError(
-            f'there is no model "{hub_id}" on the hub, or it is private; check the name, or set '
+            f'there is no {what} "{hub_id}" on the hub, or it is private; check the name, or set '
             "HF_TOKEN"
         ) from _quiet(error)
     except RevisionNotFoundError as error:
@@ -83,9 +97,9 @@ def resolve(hub_id: str, revision: str | None) -> Snapshot:
             f'{hub_id} has no revision "{wanted}"; leave --revision out for "main"'
         ) from _quiet(error)
     except HfHubHTTPError as error:
-        return _cached(hub_id, wanted, "the hub gave an error; try again later", _quiet(error))
+        return from_cache("the hub gave an error; try again later", _quiet(error))
     except Exception as error:  # of the network: its classes are those of another library
-        return _cached(hub_id, wanted, "the hub cannot be reached", _quiet(error))
+        return from_cache("the hub cannot be reached", _quiet(error))
     assert info.sha, "the hub names a commit"
     names = tuple(sorted(each.rfilename for each in info.siblings or ()))
     folder = _repository(hub_id) / "snapshots" / info.sha
@@ -136,16 +150,6 @@ def cached(hub_id: str, revision: str | None = None) -> Snapshot | None:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     names = tuple(path.relative_to(folder).as_posix() for path in files)
     return Snapshot(hub_id, commit, names, folder)
-
-
-def _cached(hub_id: str, revision: str, why: str, cause: Exception | None = None) -> Snapshot:
-    found = cached(hub_id, revision)
-    if found is None:
-        raise RequestError(
-            f'model "{hub_id}" (revision "{revision}") is not in the cache '
-            f"{cache_folder()}: model_index.json is missing, and {why}"
-        ) from cause
-    return found
 
 
 def choose_weights(files: Collection[str], folder: str, base: str, where: str) -> tuple[str, ...]:
@@ -205,7 +209,7 @@ def fetch(snapshot: Snapshot, names: Iterable[str], *, tqdm_class: Any = None) -
     if offline():
         raise RequestError(
             f"{missing[0]} of {snapshot.hub_id} is not in the cache {cache_folder()}, and "
-            f"HF_HUB_OFFLINE is set; run `hires models pull {snapshot.hub_id}` online"
+            "HF_HUB_OFFLINE is set; unset it, or run this once online"
         )
     from huggingface_hub import snapshot_download
 
@@ -257,5 +261,5 @@ def verify(paths: Iterable[Path]) -> None:
         if found != blob.name:
             raise RequestError(
                 f"{path} is damaged: its SHA-256 is not the one the hub gives; delete {blob} and "
-                "run `hires models pull` again"
+                "run this again online"
             )

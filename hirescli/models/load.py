@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError
+from torch import Tensor
 
 from hirescli.attention.linfusion import LinFusionAdapter, mount, unmount
 from hirescli.attention.loading import load_adapter
@@ -18,6 +19,7 @@ from hirescli.models.builtin.autoencoder import ThinAutoencoder
 from hirescli.models.builtin.scheduler import TrailingDDIMScheduler
 from hirescli.models.builtin.text import TextEncoder
 from hirescli.models.families import read_json
+from hirescli.models.plugin_sources import PluginSource
 from hirescli.models.quiet import quiet_libraries as quiet_libraries
 from hirescli.models.safetensors_check import read_tensors
 from hirescli.models.schedulers import make_scheduler
@@ -28,6 +30,24 @@ from hirescli.planning.card import Card
 
 WEIGHTS = Path(__file__).parent / "builtin" / "weights"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class Plugged:
+    """What is plugged into a model; `hirescli.cascade.prepare` fills it.
+
+    Attributes:
+        sources: Where plug-ins were found, by what a recipe calls them.
+        controlnets: That are loaded, by their place in a recipe and their source.
+        images: The IP-Adapter and the pictures that `embeds` were made from; None: none is
+            mounted.
+        embeds: Of these pictures.
+    """
+
+    sources: dict[tuple[str, str | None, str | None], PluginSource] = field(default_factory=dict)
+    controlnets: dict[tuple[int, PluginSource], Any] = field(default_factory=dict)
+    images: tuple[Any, ...] | None = None
+    embeds: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,7 @@ class Model:
         scheduler: With the noise schedule it was trained on.
         linfusion: Linear attention to mount on the denoiser; None if none was asked for.
         source: Where it is from.
+        plugged: What a run has plugged in, kept from one image to the next.
     """
 
     card: Card
@@ -51,6 +72,7 @@ class Model:
     scheduler: Any
     linfusion: LinFusionAdapter | None
     source: ModelSource
+    plugged: Plugged = field(default_factory=Plugged, compare=False, repr=False)
 
     @property
     def adapter(self) -> AdapterSource | None:

@@ -11,8 +11,9 @@ from hirescli.models import hub, sources
 from hirescli.models.safetensors_check import read_tensors
 from hirescli.models.sources import ADAPTER_WEIGHTS, AdapterSource, ModelSource
 from hirescli.planning.card import Card, read_card
+from hirescli.recipe import Recipe
 
-__all__ = ["AdapterSource", "ModelSource", "cards", "download", "find", "find_card"]
+__all__ = ["AdapterSource", "ModelSource", "card_of", "cards", "download", "find", "find_card"]
 _CARDS = Path(__file__).parent / "cards"
 _FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
@@ -36,7 +37,12 @@ def find_card(name: str) -> Card:
 
 
 def find(
-    model: str, revision: str | None = None, *, adapter: str | None = None, weights: bool = True
+    model: str,
+    revision: str | None = None,
+    *,
+    adapter: str | None = None,
+    adapter_revision: str | None = None,
+    weights: bool = True,
 ) -> ModelSource:
     """Find a model by what a user calls it.
 
@@ -46,6 +52,8 @@ def find(
         revision: Branch, tag or commit on the hub; None: the card's, "main".
         adapter: LinFusion weights: a local folder or a hub id; None: what the card knows, which
             is not looked for yet (`with_adapter` does).
+        adapter_revision: Commit of these on the hub; None: what "main" is. Of local ones it
+            says nothing.
         weights: Whether the weights of a shipped card must be there or on the hub; False is
             enough to plan with.
 
@@ -59,9 +67,11 @@ def find(
             raise RequestError(
                 f"model `{source.card.name}` has its own adapter: leave --adapter out"
             )
-        source = replace(source, adapter=find_adapter(adapter))
+        source = replace(source, adapter=find_adapter(adapter, adapter_revision))
         card = source.card.model_copy(update={"adapter": "linfusion"})
         source = sources.traced(replace(source, card=card), _base(source))
+    elif source.adapter is not None and adapter_revision is not None:
+        source = replace(source, adapter=replace(source.adapter, commit=adapter_revision))
     return source
 
 
@@ -115,8 +125,27 @@ def _complete(source: ModelSource) -> ModelSource:
     return source
 
 
-def find_adapter(name: str) -> AdapterSource:
+def card_of(recipe: Recipe) -> Card:
+    """What is known of a recipe's model, with its adapter; weights need not be here.
+
+    Raises:
+        RequestError: As `find`.
+    """
+    return find(
+        recipe.model,
+        recipe.revision,
+        adapter=recipe.adapter,
+        adapter_revision=recipe.adapter_revision,
+        weights=False,
+    ).card
+
+
+def find_adapter(name: str, revision: str | None = None) -> AdapterSource:
     """LinFusion weights by what a user calls them: a local folder or a hub id.
+
+    Args:
+        name: The folder or the id.
+        revision: Commit on the hub; None: what "main" is. Of a folder it says nothing.
 
     Raises:
         RequestError: If they are not there, or damaged.
@@ -129,7 +158,7 @@ def find_adapter(name: str) -> AdapterSource:
         for file in hub.choose_weights(found, "", ADAPTER_WEIGHTS, str(path)):
             read_tensors(path / file)
         return AdapterSource(path=path)
-    snapshot = hub.resolve(name, None)
+    snapshot = hub.resolve(name, revision, what="adapter", needs="config.json")
     if "config.json" not in snapshot.files:
         raise RequestError(f"{name} is no LinFusion adapter: config.json is missing")
     files = hub.choose_weights(snapshot.files, "", ADAPTER_WEIGHTS, name)
@@ -139,19 +168,36 @@ def find_adapter(name: str) -> AdapterSource:
 
 
 def with_adapter(source: ModelSource) -> ModelSource:
-    """The source with its adapter's weights looked for and, from the hub, fetched.
+    """The source with its adapter's weights looked for and, from the hub, fetched and checked.
+
+    Raises:
+        RequestError: If no adapter is known for the model, or it is not there or damaged.
+    """
+    source = with_found_adapter(source)
+    adapter = source.adapter
+    assert adapter is not None
+    if adapter.commit is not None and adapter.path is not None:
+        names = [each.name for each in adapter.path.iterdir()]
+        held = hub.choose_weights(names, "", ADAPTER_WEIGHTS, adapter.name)
+        hub.verify(adapter.path / name for name in held)
+    return source
+
+
+def with_found_adapter(source: ModelSource) -> ModelSource:
+    """The same without reading the weights: before a run, which checks them when they are loaded.
 
     Raises:
         RequestError: If no adapter is known for the model, or it is not there.
     """
-    if source.adapter is None:
+    adapter = source.adapter
+    if adapter is None:
         raise RequestError(
             f"no LinFusion weights are known for model `{source.card.name}`; name some with "
             "--adapter, or use --attention full"
         )
-    if source.adapter.path is not None or source.adapter.hub_id is None:
+    if adapter.path is not None or adapter.hub_id is None:
         return source
-    found = replace(source, adapter=find_adapter(source.adapter.hub_id))
+    found = replace(source, adapter=find_adapter(adapter.hub_id, adapter.commit))
     return sources.traced(found, _base(found))
 
 

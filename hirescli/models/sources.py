@@ -102,7 +102,8 @@ def of_folder(folder: Path, base_of: dict[str, Card]) -> ModelSource:
     base = base_of[families.base_card_name(folder)]
     weights = _weights_of(base, _listed(folder), str(folder))
     read = {part: _read_all(folder, names) for part, names in weights}
-    revision = _local_revision(folder, (each for held in read.values() for each in held))
+    configs = sorted(folder.glob("*/*.json"))
+    revision = local_revision(configs, (each for held in read.values() for each in held))
     card = families.adapted_card(base, folder, name=folder.resolve().name, revision=revision)
     card = _with_sizes(card, families.parameters_of(read), read.values())
     source = ModelSource(card, "folder", path=folder, weights=weights, configs=folder)
@@ -154,7 +155,7 @@ def of_file(path: Path, base_of: dict[str, Card]) -> ModelSource:
     changes = {
         "name": path.stem,
         "title": f"A model of the shape of {base.title}",
-        "revision": _local_revision(None, [tensors]),
+        "revision": local_revision((), [tensors]),
         "licence": "unknown: see where the file came from",
         "notice": "",
         "hub_id": None,
@@ -246,10 +247,10 @@ def _with_sizes(
     return sized.model_copy(update={"base_memory_bytes": sized.process_bytes(card.dtype)})
 
 
-def _local_revision(folder: Path | None, files: Iterable[Tensors]) -> str:
+def local_revision(configs: Iterable[Path], files: Iterable[Tensors]) -> str:
     """A name for local weights: other weights have another, as far as samples of them tell."""
     digest = hashlib.sha256()
-    for config in sorted(folder.glob("*/*.json")) if folder is not None else ():
+    for config in configs:
         digest.update(config.read_bytes())
     for tensors in files:
         shapes = json.dumps([tensors.shapes, tensors.dtypes], sort_keys=True)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import hirescli
 
 if TYPE_CHECKING:
     from hirescli.planning.card import Attention, Card
     from hirescli.planning.trace import Trace
 
-_FORMAT = "1"  # of what is recorded: another number leaves older traces alone
-
 
 def trace_folder(digest: str) -> Path:
-    """The folder for the traces of modules whose configs have this SHA-256."""
+    """The folder for the traces of modules whose configs have this SHA-256.
+
+    What is recorded depends on the code that is recorded, diffusers', and on that which records:
+    other versions of either leave older traces alone.
+    """
     cache = os.environ.get("XDG_CACHE_HOME", "")
     home = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
-    return home / "hires" / "traces" / f"{_FORMAT}-{digest}"
+    versions = f"hires-{hirescli.__version__}-diffusers-{version('diffusers')}"
+    return home / "hires" / "traces" / f"{versions}-{digest}"
 
 
 def recorded(
@@ -28,11 +34,16 @@ def recorded(
     """Record a trace on the meta device and keep it where the card looks for it.
 
     Loads torch, once for every model whose modules are new.
+
+    Raises:
+        RequestError: If the libraries can make no modules of the configs.
     """
+    from hirescli.models.components import naming
     from hirescli.models.traces import record_configs
     from hirescli.planning.card import write_trace
 
-    trace = record_configs(card, configs, adapter, component, dtype, attention)
+    with naming(configs):
+        trace = record_configs(card, configs, adapter, component, dtype, attention)
     with contextlib.suppress(OSError):  # a cache that cannot be written to costs time only
         write_trace(card, component, dtype, trace, attention)
     return trace

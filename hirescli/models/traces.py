@@ -45,13 +45,14 @@ def record(model: Model, component: str) -> Trace:
     return record_module(module, component, model.card)
 
 
-def record_module(module: Any, component: str, card: Card) -> Trace:
+def record_module(module: Any, component: str, card: Card, *, pools: bool = True) -> Trace:
     """The trace of a denoiser or autoencoder, with or without weights.
 
     Args:
         module: On the CPU or the meta device, in the dtype that is wanted.
         component: "denoiser", "decoder" or "encoder".
         card: Of its model: what is around it.
+        pools: Whether an autoencoder's attention may pool its keys, as shipped traces do.
     """
     calls: dict[str, tuple[int, int, Callable[[BandedTensor], Any]]] = {
         "denoiser": (card.latent_channels, 1, lambda x: _denoised(module, card, x)),
@@ -68,7 +69,7 @@ def record_module(module: Any, component: str, card: Card) -> Trace:
     kept = component == "decoder" and card.family != "builtin"
     dtype = torch.float32 if kept else module.dtype
     image = banded((1, channels, side, side), _nothing, dtype=dtype, device=device)
-    pools = card.vae_attention and component != "denoiser"
+    pools = pools and card.vae_attention and component != "denoiser"
     with torch.no_grad(), naming_modules(module), pooling_keys(pools):
         made = call(image)
     return Graph.of(made.nodes, parameter_names(module)).trace
@@ -78,16 +79,22 @@ def _nothing(lo: int, hi: int) -> torch.Tensor:
     raise AssertionError("a recorded input is never read")
 
 
+# A run scales and shifts latents in two operations (`hirescli.vae.rows`); what it shifts by, which
+# is nothing in these families, changes no trace.
+_SHIFT = 0.0
+
+
 def _unscaled(latents: Any, autoencoder: Any, card: Card) -> Any:
     latents = latents.to(autoencoder.dtype)
-    return latents if card.vae_scaling == 1 else latents / card.vae_scaling
+    return latents if card.vae_scaling == 1 else latents / card.vae_scaling + _SHIFT
 
 
 def _encoded(autoencoder: Any, card: Card, pixels: BandedTensor) -> Any:
     encoded = autoencoder.encode(pixels, return_dict=False)[0]
     if isinstance(encoded, torch.Tensor):
         return encoded
-    return (encoded.mode() * card.vae_scaling).float()
+    latents = encoded.mode()
+    return (latents if card.vae_scaling == 1 else (latents - _SHIFT) * card.vae_scaling).float()
 
 
 def _denoised(unet: Any, card: Card, sample: BandedTensor, **options: Any) -> BandedTensor:

@@ -1,26 +1,42 @@
-"""The files that a recipe names: looked at before planning, so that it says what they are."""
+"""The files that a recipe names: looked at before planning, so that it says what they are.
+
+Paths become absolute: a recipe means the same in every folder of this machine.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hirescli.errors import RequestError
+from hirescli.models.plugin_sources import (
+    adapter_revision,
+    cached_commit,
+    controlnet_revision,
+    image_adapter_revision,
+)
+from hirescli.models.registry import cards, find
 from hirescli.output.pictures import look
-from hirescli.plugins import Lora, Picture
+from hirescli.planning.card import Card
+from hirescli.plugins import Control, Lora, Picture
 from hirescli.recipe import Recipe
 
 PictureT = TypeVar("PictureT", bound=Picture)
 
 
 def identified(recipe: Recipe) -> Recipe:
-    """The recipe with the SHA-256 of every file it names, and the size of every picture.
+    """The recipe with what tells the files and weights that it names from others.
+
+    Of every file the SHA-256, of every picture the size; of weights a digest where they are
+    local, and the commit where the hub's cache has them: nothing is fetched.
 
     Raises:
-        RequestError: If a file is missing or no picture, or is another than the recipe was made
-            with.
+        RequestError: If something is missing or no picture, or is another than the recipe was
+            made with.
     """
+    recipe = recipe.model_copy(update=_named_weights(recipe))
     return recipe.model_copy(
         update={
             "loras": tuple(map(_lora, recipe.loras)),
@@ -32,11 +48,73 @@ def identified(recipe: Recipe) -> Recipe:
     )
 
 
+def _named_weights(recipe: Recipe) -> dict[str, Any]:
+    """What changes of a recipe's model and of what plugs into it, besides files."""
+    said: dict[str, Any] = {"model": recipe.model, "revision": recipe.revision}
+    by_name = {card.name: card for card in cards()}
+    if recipe.model in by_name:
+        hub_id, usual = by_name[recipe.model].hub_id, by_name[recipe.model].revision
+        if hub_id is not None and (commit := _cached(hub_id, recipe.revision or usual)):
+            said["revision"] = commit
+    else:
+        said["model"] = _absolute(recipe.model)
+    card = find(said["model"], said["revision"], weights=False).card
+    if card.linear_only:  # nothing plugs into it; planning says so
+        return said
+    said["controls"] = tuple(_control(each, card) for each in recipe.controls)
+    if recipe.attention != "full":
+        wanted = recipe.adapter_revision
+        found = adapter_revision(recipe.adapter, wanted, card)
+        _check_weights(recipe.adapter or card.adapter_id, wanted, found)
+        said["adapter_revision"] = found
+        said["adapter"] = recipe.adapter and _absolute(recipe.adapter)
+    if recipe.image_prompts:
+        wanted = recipe.image_adapter_revision
+        found = image_adapter_revision(recipe.image_adapter, wanted, card)
+        _check_weights(recipe.image_adapter or card.image_adapter_id, wanted, found)
+        said["image_adapter_revision"] = found
+        said["image_adapter"] = recipe.image_adapter and _absolute(recipe.image_adapter)
+    return said
+
+
+def _cached(hub_id: str, revision: str) -> str | None:
+    """The commit in the cache; None: there is none."""
+    found = cached_commit(hub_id, revision)
+    return None if found == revision else found
+
+
+def _control(control: Control, card: Card) -> Control:
+    found = controlnet_revision(control.kind, control.revision, card)
+    _check_weights(control.kind, control.revision, found)
+    known = control.kind in dict(card.controls)
+    kind = control.kind if known else _absolute(control.kind)
+    return control.identified(kind=kind, revision=found)
+
+
+def _absolute(named: str) -> str:
+    """The path of what is on this machine; of what is not its name."""
+    path = Path(named).expanduser()
+    return os.path.abspath(path) if path.exists() else named
+
+
+def _check_weights(named: str | None, wanted: str | None, found: str | None) -> None:
+    """Refuse other weights than a recipe was made with; a branch says nothing of them."""
+    digests = [each for each in (wanted, found) if each is not None and each.startswith("local-")]
+    if digests and wanted is not None and wanted != found:
+        raise RequestError(
+            f"{named} is not what the recipe was made with ({found}, not {wanted}); put that "
+            "back, or name this one with its option again"
+        )
+
+
 def _picture(picture: PictureT) -> PictureT:
     facts = look(Path(picture.path))
     _check_same(picture.path, picture.sha256, facts.sha256)
     return picture.identified(
-        sha256=facts.sha256, width_px=facts.width_px, height_px=facts.height_px
+        path=os.path.abspath(picture.path),
+        sha256=facts.sha256,
+        width_px=facts.width_px,
+        height_px=facts.height_px,
     )
 
 
@@ -50,7 +128,7 @@ def _lora(lora: Lora) -> Lora:
             "a .safetensors file"
         ) from error
     _check_same(lora.path, lora.sha256, sha256)
-    return lora.identified(sha256=sha256)
+    return lora.identified(path=os.path.abspath(lora.path), sha256=sha256)
 
 
 def _check_same(path: str, wanted: str | None, found: str) -> None:

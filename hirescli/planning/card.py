@@ -97,6 +97,8 @@ class Card(BaseModel):
     weights_bytes: Positive  # of the files
     # Of every component, by its name in a folder; empty: `base_memory_bytes` says it.
     parameters: tuple[tuple[str, Positive], ...] = ()
+    # Of an IP-Adapter: its image encoder, and what each picture adds to the denoiser.
+    image_prompts: tuple[tuple[str, Positive], ...] = ()
     flops_per_second_per_core: float = Field(gt=0)
     load_seconds: float = Field(ge=0)  # from the command to the first stage
 
@@ -116,7 +118,7 @@ class Card(BaseModel):
     def _pairs_are_tuples(cls, value: object) -> object:
         return tuple(map(tuple, value)) if isinstance(value, list) else value
 
-    @field_validator("controls", "parameters", mode="before")
+    @field_validator("controls", "parameters", "image_prompts", mode="before")
     @classmethod
     def _tables_are_tuples(cls, value: object) -> object:
         return tuple(value.items()) if isinstance(value, dict) else value
@@ -137,6 +139,8 @@ class Card(BaseModel):
     def trace(self, component: str, dtype: str, attention: Attention = "linear") -> Trace:
         """What a component does; a decoder reads latents, an encoder pixels.
 
+        With a recorder, a trace that is missing or cannot be read is recorded.
+
         Args:
             component: One of `COMPONENTS` or `CONTROL_COMPONENTS`.
             dtype: "float32" or "bfloat16".
@@ -146,9 +150,12 @@ class Card(BaseModel):
             ConfigError: If the card has no trace of it in this dtype.
         """
         path = trace_path(self, component, dtype, attention)
-        if self.recorder is not None and not path.exists():
+        try:
+            return _read_trace(path)
+        except ConfigError:  # not there yet, or cut off by a full disk
+            if self.recorder is None:
+                raise
             return self.recorder(component, dtype, attention)
-        return _read_trace(path)
 
     @property
     def resident_components(self) -> tuple[str, ...]:
@@ -159,23 +166,34 @@ class Card(BaseModel):
         """Weights of one component, such as "unet", "vae" or "linfusion", in a dtype."""
         return dict(self.parameters)[component] * _DTYPE_BYTES[dtype]
 
-    def resident_bytes(self, dtype: str | None) -> int:
+    def resident_bytes(self, dtype: str | None, vae_dtype: str | None = None) -> int:
         """Weights where bands are computed, text encoders freed; the autoencoder in its dtype."""
         if not self.parameters:
             return self.weights_bytes
         dtype = dtype or self.dtype
+        vae_dtype = vae_dtype or self.vae_dtype or dtype
         return sum(
-            self.component_bytes(name, (self.vae_dtype or dtype) if name == "vae" else dtype)
+            self.component_bytes(name, vae_dtype if name == "vae" else dtype)
             for name in self.resident_components
         )
 
-    def process_bytes(self, dtype: str | None) -> int:
+    def text_bytes(self, dtype: str | None) -> int:
+        """Weights of the text encoders, which are let go when prompts are encoded."""
+        text = [name for name, _ in self.parameters if name.startswith("text_encoder")]
+        return sum(self.component_bytes(name, dtype or self.dtype) for name in text)
+
+    def process_bytes(self, dtype: str | None, vae_dtype: str | None = None) -> int:
         """The process on a CPU with all weights loaded, before any picture."""
         if not self.parameters:
             return self.base_memory_bytes
-        text = [name for name, _ in self.parameters if name.startswith("text_encoder")]
-        text_bytes = sum(self.component_bytes(name, dtype or self.dtype) for name in text)
-        return _LIBRARIES_BYTES + self.resident_bytes(dtype) + text_bytes
+        return _LIBRARIES_BYTES + self.resident_bytes(dtype, vae_dtype) + self.text_bytes(dtype)
+
+    def image_bytes(self, part: Literal["image_encoder", "image_adapter"], dtype: str) -> int:
+        """Weights that image prompts take, by part.
+
+        Of the published adapters: another one that is named is counted as these.
+        """
+        return dict(self.image_prompts).get(part, 0) * _DTYPE_BYTES[dtype]
 
     def scale_word(self, long_side_px: int) -> str:
         """What to put behind the prompt of a stage with this long side; "" for a whole view."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from hirescli.errors import RequestError
 from hirescli.planning.card import Card
 from hirescli.planning.choices import check_choices
-from hirescli.planning.sizes import Size, enlarged_sizes, sizes
+from hirescli.planning.sizes import Size, doublings, enlarged_sizes, sizes
 from hirescli.recipe import Recipe
 
 T = TypeVar("T")
@@ -36,7 +36,8 @@ class Stage:
         steps: Denoising steps that are run.
         guidance_scale: 1 means no guidance: one denoiser call per step, not two.
         attention: Of the denoiser's self-attention: "linear" by an adapter, "full" its own.
-        ratio: Side length against the model's native one, at least 1, for dilated branches.
+        ratio: Side length against the model's native one, at least 1, for dilated branches; a
+            half is rounded up.
     """
 
     index: int
@@ -55,17 +56,24 @@ class Stage:
 def resolve(recipe: Recipe, card: Card) -> Recipe:
     """The recipe with every open choice filled from the card (`rows` is the plan's matter).
 
+    Strengths and steps that the recipe names are those of its upscaling stages in order. The
+    card's are those of the doublings above its native size: a picture that is large already
+    gets what a cascade from a prompt would do at that size.
+
     Raises:
         RequestError: If a choice does not work with the model.
     """
-    upscales = sum(kind == "upscale" for kind, _ in _stage_sizes(recipe, card))
+    scales = _scales(recipe, card)
+    upscales = len(scales)
     check_choices(recipe, card)
     init_strength = recipe.init_strength or (_INIT_STRENGTH if recipe.init_image else None)
     filled = {
         "revision": card.revision,
         "scheduler": recipe.scheduler or card.scheduler,
-        "strengths": _one_per_upscale(recipe.strengths or card.strengths, upscales),
-        "upscale_steps": _one_per_upscale(recipe.upscale_steps or card.upscale_steps, upscales),
+        "strengths": _one_per_upscale(recipe.strengths, upscales)
+        or _by_scale(card.strengths, scales),
+        "upscale_steps": _one_per_upscale(recipe.upscale_steps, upscales)
+        or _by_scale(card.upscale_steps, scales),
         "init_strength": init_strength,
         "steps": recipe.steps or card.steps,
         "guidance_scale": recipe.guidance_scale or card.guidance_scale,
@@ -174,8 +182,13 @@ def _stage(
         steps=recipe.steps if base else recipe.upscale_steps[upscales],
         guidance_scale=recipe.guidance_scale if base else recipe.upscale_guidance_scale,
         attention=_attention(size, recipe, card),
-        ratio=max(1, round(math.sqrt(width_px * height_px) / card.native_px)),
+        ratio=_ratio(size, card),
     )
+
+
+def _ratio(size: Size, card: Card) -> int:
+    exact = math.sqrt(size[0] * size[1]) / card.native_px
+    return max(1, math.floor(exact + 0.5))  # round() would go to the even neighbour
 
 
 def _attention(size: Size, recipe: Recipe, card: Card) -> Literal["linear", "full"]:
@@ -201,7 +214,22 @@ def _check_schedule(stage: Stage) -> None:
         )
 
 
-def _one_per_upscale(values: tuple[T, ...], upscales: int) -> tuple[T, ...]:
+def _scales(recipe: Recipe, card: Card) -> list[int]:
+    """For every upscaling stage the number of the doubling above the native size, from 1."""
+    targets = [size for kind, size in _stage_sizes(recipe, card) if kind == "upscale"]
+    if recipe.source is None:  # from the base on, each stage is a doubling
+        return list(range(1, len(targets) + 1))
+    return [max(1, doublings(size, card)) for size in targets]
+
+
+def _one_per_upscale(values: tuple[T, ...] | None, upscales: int) -> tuple[T, ...] | None:
     """As many values as upscaling stages (at least one): the last repeats."""
+    if values is None:
+        return None
     wanted = max(upscales, 1)
     return (values + (values[-1],) * wanted)[:wanted]
+
+
+def _by_scale(values: tuple[T, ...], scales: Sequence[int]) -> tuple[T, ...]:
+    """The value of each doubling, at least one value: the last is that of all further ones."""
+    return tuple(values[min(scale, len(values)) - 1] for scale in scales or (1,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hirescli.planning.trace import CONSTANT, CONVOLUTION, Op, Trace, Window
+from hirescli.planning.trace import CONSTANT, CONVOLUTION, Op, Pool, Trace, Window
 
 
 def controlled(denoiser: Trace, controlnets: Sequence[Trace]) -> Trace:
@@ -87,3 +87,16 @@ def _wider(reach: object, ratio: int) -> Window | None:
     return Window(
         ratio * (reach.span - 1) + 1, reach.stride, ratio * reach.before, ratio * reach.after
     )
+
+
+def unpooled(trace: Trace) -> Trace:
+    """A component whose attention reads every key, where it was recorded with pooled ones."""
+    ops: list[Op] = []
+    place: dict[int, int] = {}
+    for index, op in enumerate(trace.ops):
+        if isinstance(op.reach, Pool):
+            place[index] = place[op.inputs[0]]
+            continue
+        place[index] = len(ops)
+        ops.append(replace(op, inputs=tuple(place[i] for i in op.inputs)))
+    return Trace(tuple(ops), tuple(place[o] for o in trace.outputs), trace.weight_bytes)

@@ -7,19 +7,28 @@ from dataclasses import dataclass
 
 from hirescli.planning.card import Card
 from hirescli.planning.cascade import Stage
-from hirescli.planning.compose import controlled, dilated
+from hirescli.planning.compose import controlled, dilated, unpooled
 from hirescli.planning.machine import BUS_BYTES_PER_SECOND, DISK_BYTES_PER_SECOND
 from hirescli.planning.passes import Schedule, Store
-from hirescli.planning.schedule import CPU_WORK_BYTES, make_schedule
+from hirescli.planning.schedule import CPU_WORK_BYTES, BudgetError, make_schedule
+from hirescli.planning.tiling import Tiling, tiled_schedule
 from hirescli.planning.trace import Trace
 from hirescli.recipe import Recipe
 
 _DILATED = "dilated denoiser"  # the second prediction of the method `skip`
+_TILED = "tiled decoder"  # diffusers' own, in place of bands
 _CHANNELS = 3  # red, green, blue
-# Latents of a stage at their most: the encoded picture, noise, the sample, what the denoiser
-# gave for both guidance halves, and the next sample.
-_LATENT_COPIES = 6
-_SKIP_COPIES = 3  # with the first prediction, for both guidance halves, and the blurred sample
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+_FLOAT_BYTES = 4
+# Latents of a stage at their most. In float32 stand the encoded picture and noise, and of the
+# stage before what is left, a quarter of their size at most;
+_FLOAT_COPIES = 2.25
+# in the denoiser's dtype the sample, what the denoiser gave for both guidance halves, and the
+# same of the step before: the pipelines let go of it when the new ones stand.
+_OWN_COPIES = 6
+_SKIP_COPIES = 4  # the second prediction, likewise
+# What schedulers keep from step to step, old and new, while it is computed.
+_HISTORY_COPIES = {"dpm++": 3, "unipc": 6}
 _LATENTS_FRACTION = 1 / 8  # of the work memory that latents may take; above they go to disk
 # Rows of each component's input that belong to one latent row of the recipe's band height: a
 # decoder's row becomes many, so it takes fewer.
@@ -66,7 +75,8 @@ class ComponentCost:
     """One component of a stage.
 
     Attributes:
-        name: "encoder", "denoiser", with the ControlNets in it, "dilated denoiser" or "decoder".
+        name: "encoder", "denoiser", with the ControlNets in it, "dilated denoiser", "decoder" or
+            "tiled decoder".
         calls: How often it runs.
         schedule: Of each call.
         edge_bytes: Of pixel rows outside the engine.
@@ -159,19 +169,17 @@ def stage_cost(
     """
     latents_bytes = _latents_bytes(stage, card, recipe)
     in_memory = _latents_in_memory(latents_bytes, card, recipe, budgets)
-    components = tuple(
-        _component(name, calls, stage, card=card, recipe=recipe, rows=rows, budgets=budgets)
-        for name, calls in _calls(stage, recipe)
-    )
+    noise_bytes = _host_noise_bytes(stage, card, recipe, budgets)
+    components = _components(stage, card=card, recipe=recipe, rows=rows, budgets=budgets)
     return StageCost(
         stage=stage,
         components=components,
         memory=StageMemory(
             base_bytes=_base_bytes(card, recipe, budgets),
-            latents_bytes=latents_bytes if in_memory else 0,
+            latents_bytes=latents_bytes - noise_bytes if in_memory else 0,
             work_bytes=max(each.memory_bytes for each in components),
         ),
-        resting_bytes=max(each.resting_bytes for each in components),
+        resting_bytes=max(each.resting_bytes for each in components) + noise_bytes,
         latents_store=budgets.place if in_memory else "disk",
         spill_bytes=max(each.disk_bytes for each in components)
         + (0 if in_memory else latents_bytes),
@@ -194,23 +202,70 @@ def stores_of(
     standing_bytes = _base_bytes(card, recipe, budgets)
     standing_bytes += _edge_bytes(component, stage, card, rows or 1)
     latents_bytes = _latents_bytes(stage, card, recipe)
+    noise_bytes = _host_noise_bytes(stage, card, recipe, budgets)
     if _latents_in_memory(latents_bytes, card, recipe, budgets):
-        standing_bytes += latents_bytes
+        standing_bytes += latents_bytes - noise_bytes
     free_bytes = budgets.memory_bytes - standing_bytes
     disk = Store("disk", budgets.disk_bytes, DISK_BYTES_PER_SECOND)
     first = Store(budgets.place, free_bytes, standing_bytes=standing_bytes)
     if budgets.host_bytes is None:
         return first, disk
-    return first, Store("host", budgets.host_bytes, BUS_BYTES_PER_SECOND), disk
+    host_bytes = max(0, budgets.host_bytes - noise_bytes)
+    return first, Store("host", host_bytes, BUS_BYTES_PER_SECOND), disk
+
+
+def process_bytes(card: Card, recipe: Recipe, *, guided: bool = True) -> int:
+    """The process with all that it loads, before any picture.
+
+    Prompts are encoded first. Their encoders are let go before that of image prompts is loaded,
+    so that the larger ones count.
+
+    Args:
+        card: Of the model.
+        recipe: Resolved.
+        guided: Whether ControlNets and IP-Adapters come to the same memory.
+    """
+    process = card.process_bytes(recipe.dtype, recipe.vae_dtype)
+    if not guided:
+        return process
+    extra_bytes = max(0, _image_encoder_bytes(card, recipe) - card.text_bytes(recipe.dtype))
+    return process + extra_bytes + _guides_bytes(card, recipe)
+
+
+def host_process_bytes(card: Card, recipe: Recipe, *, loads_weights: bool) -> int:
+    """The same beside a GPU, with what rests on the host; else guides go to the GPU at once."""
+    return process_bytes(card, recipe, guided=loads_weights)
+
+
+def preparation_bytes(card: Card, recipe: Recipe, budgets: Budgets) -> int:
+    """Peak of a GPU before the first stage: image prompts are encoded where the denoiser lies."""
+    base_bytes = _base_bytes(card, recipe, budgets)
+    if budgets.host_bytes is None or budgets.loads_weights:
+        return base_bytes
+    return base_bytes + _image_encoder_bytes(card, recipe)
 
 
 def _base_bytes(card: Card, recipe: Recipe, budgets: Budgets) -> int:
     """What stands where bands are computed before the first: the process, or weights on a GPU."""
     if budgets.host_bytes is None:
-        return card.process_bytes(recipe.dtype) + _controlnets_bytes(card, recipe)
+        return process_bytes(card, recipe)
     if budgets.loads_weights:
         return _CUDA_BYTES
-    return _CUDA_BYTES + card.resident_bytes(recipe.dtype) + _controlnets_bytes(card, recipe)
+    weights_bytes = card.resident_bytes(recipe.dtype, recipe.vae_dtype)
+    return _CUDA_BYTES + weights_bytes + _guides_bytes(card, recipe)
+
+
+def _guides_bytes(card: Card, recipe: Recipe) -> int:
+    """Weights beside the denoiser for the whole run; of an IP-Adapter once for each picture."""
+    pictures = len(recipe.image_prompts)
+    adapter_bytes = card.image_bytes("image_adapter", _dtype("denoiser", recipe))
+    return _controlnets_bytes(card, recipe) + pictures * adapter_bytes
+
+
+def _image_encoder_bytes(card: Card, recipe: Recipe) -> int:
+    if not recipe.image_prompts:
+        return 0
+    return card.image_bytes("image_encoder", _dtype("denoiser", recipe))
 
 
 def _controlnets_bytes(card: Card, recipe: Recipe) -> int:
@@ -221,10 +276,25 @@ def _controlnets_bytes(card: Card, recipe: Recipe) -> int:
 
 
 def _latents_bytes(stage: Stage, card: Card, recipe: Recipe) -> int:
-    latent_px = stage.latent_width * stage.latent_height
     skips = recipe.method == "skip" and stage.kind == "upscale"
-    copies = _LATENT_COPIES + (_SKIP_COPIES if skips else 0)
-    return latent_px * card.latent_channels * dtype_bytes(recipe) * copies
+    assert recipe.scheduler is not None, "the recipe is not resolved"
+    copies = _OWN_COPIES + (_SKIP_COPIES if skips else 0)
+    copies += _HISTORY_COPIES.get(recipe.scheduler, 0)
+    each_bytes = _FLOAT_COPIES * _FLOAT_BYTES + copies * dtype_bytes(recipe)
+    return int(_latent_numbers(stage, card) * each_bytes)
+
+
+def _latent_numbers(stage: Stage, card: Card) -> int:
+    return stage.latent_width * stage.latent_height * card.latent_channels
+
+
+def _host_noise_bytes(stage: Stage, card: Card, recipe: Recipe, budgets: Budgets) -> int:
+    """Noise of latents in a GPU's memory: it is drawn, and rests, on the host beside it."""
+    if budgets.host_bytes is None:
+        return 0
+    latents_bytes = _latents_bytes(stage, card, recipe)
+    in_memory = _latents_in_memory(latents_bytes, card, recipe, budgets)
+    return _latent_numbers(stage, card) * _FLOAT_BYTES if in_memory else 0
 
 
 def _latents_in_memory(latents_bytes: int, card: Card, recipe: Recipe, budgets: Budgets) -> bool:
@@ -252,14 +322,17 @@ def _calls(stage: Stage, recipe: Recipe) -> Sequence[tuple[str, int]]:
     made.append(("denoiser", calls))
     if recipe.method == "skip" and stage.kind == "upscale" and stage.ratio > 1:
         made.append((_DILATED, calls))
-    return [*made, ("decoder", 1)]
+    return [*made, (_TILED if recipe.vae_mode == "tiled" else "decoder", 1)]
 
 
 def _trace(name: str, stage: Stage, card: Card, recipe: Recipe) -> Trace:
     """What one call of a component does."""
     dtype = _dtype(name, recipe)
+    if name == _TILED:  # a tile's keys are few
+        return unpooled(card.trace("decoder", dtype))
     if name in ("encoder", "decoder"):
-        return card.trace(name, dtype)
+        trace = card.trace(name, dtype)
+        return unpooled(trace) if recipe.vae_attention == "exact" else trace
     denoiser = card.trace("controlled" if recipe.controls else "denoiser", dtype, stage.attention)
     if name == _DILATED:
         denoiser = dilated(denoiser, stage.ratio)
@@ -268,10 +341,28 @@ def _trace(name: str, stage: Stage, card: Card, recipe: Recipe) -> Trace:
     return controlled(denoiser, [card.trace("controlnet", dtype)] * len(recipe.controls))
 
 
+def _components(
+    stage: Stage, *, card: Card, recipe: Recipe, rows: int | None, budgets: Budgets
+) -> tuple[ComponentCost, ...]:
+    """All components of a stage in the order they first run.
+
+    Raises:
+        BudgetError: Of the first that finds no room; a tiled decoder, which is quickly known
+            and mostly needs the most, is tried before the others.
+    """
+    made = [
+        _component(name, calls, stage, card=card, recipe=recipe, rows=rows, budgets=budgets)
+        for name, calls in sorted(_calls(stage, recipe), key=lambda call: call[0] != _TILED)
+    ]
+    return tuple(sorted(made, key=lambda each: each.name == _TILED))
+
+
 def _component(
     name: str, calls: int, stage: Stage, *, card: Card, recipe: Recipe, rows: int | None,
     budgets: Budgets,
 ) -> ComponentCost:  # fmt: skip
+    if name == _TILED:
+        return _tiled_decoder(stage, card=card, recipe=recipe, budgets=budgets)
     factor = card.vae_factor if name == "encoder" else 1
     own_rows = None if rows is None else component_rows(name, rows, card)
     schedule = make_schedule(
@@ -287,6 +378,33 @@ def _component(
     return ComponentCost(name, calls, schedule, _edge_bytes(name, stage, card, rows or 1))
 
 
+def _tiled_decoder(stage: Stage, *, card: Card, recipe: Recipe, budgets: Budgets) -> ComponentCost:
+    """The decoder by diffusers' tiling; a tile is as large as the model's own pictures.
+
+    Raises:
+        BudgetError: If the budget cannot hold the whole picture.
+    """
+    stores = stores_of(_TILED, stage, card=card, recipe=recipe, rows=1, budgets=budgets)
+    tiling = Tiling(
+        rows=stage.latent_height,
+        width=stage.latent_width,
+        tile=card.native_px // card.vae_factor,
+        factor=card.vae_factor,
+        latent_channels=card.latent_channels,
+        itemsize=_DTYPE_BYTES[_dtype(_TILED, recipe)],
+    )
+    schedule = tiled_schedule(
+        _trace(_TILED, stage, card, recipe), tiling, stores=stores,
+        flops_per_second=flops_per_second(card, recipe, budgets),
+    )  # fmt: skip
+    needed_bytes = schedule.peak_bytes[stores[0].name]
+    if needed_bytes > stores[0].budget_bytes:
+        raise BudgetError(
+            "tiled decoding holds the whole picture", needed_bytes + stores[0].standing_bytes
+        )
+    return ComponentCost(_TILED, 1, schedule, 0)
+
+
 def flops_per_second(card: Card, recipe: Recipe, budgets: Budgets) -> float:
     """An estimate for the machine."""
     assert recipe.threads is not None, "the recipe is not resolved"
@@ -296,7 +414,8 @@ def flops_per_second(card: Card, recipe: Recipe, budgets: Budgets) -> float:
 
 
 def _dtype(component: str, recipe: Recipe) -> str:
-    dtype = recipe.vae_dtype if component in ("encoder", "decoder") else recipe.dtype
+    autoencoder = component in ("encoder", "decoder", _TILED)
+    dtype = recipe.vae_dtype if autoencoder else recipe.dtype
     assert dtype is not None, "the recipe is not resolved"
     return dtype
 
@@ -312,8 +431,9 @@ def band_rows(all_stages: Sequence[Stage], *, card: Card, recipe: Recipe, budget
     """The band height of all stages in latent rows: the lowest that a component asks for."""
     *_, largest = all_stages
     cost = stage_cost(largest, card=card, recipe=recipe, rows=None, budgets=budgets)
-    asked = {each.name: each.schedule.rows for each in cost.components}
-    asked["decoder"] *= _DECODER_ROWS
+    asked = {each.name: each.schedule.rows for each in cost.components if each.name != _TILED}
+    if "decoder" in asked:
+        asked["decoder"] *= _DECODER_ROWS
     if "encoder" in asked:
         asked["encoder"] = max(1, asked["encoder"] // card.vae_factor)
     return min(asked.values())
@@ -356,4 +476,4 @@ def output_bytes(recipe: Recipe) -> int:
 def dtype_bytes(recipe: Recipe) -> int:
     """Bytes of one number in the denoiser."""
     assert recipe.dtype is not None, "the recipe is not resolved"
-    return {"float32": 4, "bfloat16": 2}[recipe.dtype]
+    return _DTYPE_BYTES[recipe.dtype]

@@ -123,9 +123,12 @@ class Plan:
         peak = format_bytes(self.peak_memory_bytes)
         self._check_device(machine)
         if self.peak_memory_bytes > machine.memory_bytes:
+            # Beside a GPU the host takes what it is allowed; else it is all that is needed.
+            given = self.budgets.host_bytes is not None
+            lower = "a lower --host-memory or " if given else ""
             raise RequestError(
                 f"needs {peak} of memory, this machine has {format_bytes(machine.memory_bytes)}; "
-                "use a smaller --size"
+                f"use {lower}a smaller --size"
             )
 
     def _check_device(self, machine: Machine) -> None:
@@ -270,8 +273,10 @@ def _store_bytes(
     if budgets.host_bytes is None:
         return {"device": 0, "host": computing, "disk": disk}
     # The process holds the weights while they are loaded, and after that where they rest there.
-    host = card.process_bytes(recipe.dtype) + max(row.resting_bytes for row in costs)
-    return {"device": computing, "host": host, "disk": disk}
+    host = cost.host_process_bytes(card, recipe, loads_weights=budgets.loads_weights)
+    host += max(row.resting_bytes for row in costs)
+    device = max(computing, cost.preparation_bytes(card, recipe, budgets))
+    return {"device": device, "host": host, "disk": disk}
 
 
 def _warnings(

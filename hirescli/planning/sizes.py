@@ -62,6 +62,11 @@ def enlarged_sizes(source: Size, target: Size, card: Card) -> tuple[Size, ...]:
     return grown if scale > 1 else grown[1:]
 
 
+def doublings(size: Size, card: Card) -> int:
+    """How many stages a cascade from a prompt takes from its base to this size."""
+    return len(_grown(base_size(*size, card), size, card)) - 1
+
+
 def fitted_size(source: Size, long_side_px: int, card: Card) -> Size:
     """The size with this long side that keeps a picture's shape, on the model's multiples."""
     scale = long_side_px / max(source)

@@ -63,6 +63,11 @@ class Journal:
         except OSError as error:
             raise _cannot_write(folder, error) from error
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was finished yet."""
+        return not self._facts
+
     def note(self, key: str, *, synced: bool = True, **fact: Any) -> None:
         """Write a fact under a key, in place of an earlier one.
 

@@ -17,6 +17,7 @@ from hirescli.errors import RequestError
 from hirescli.evaluation.coco import (
     choose_captions,
     clip_score,
+    generate_pictures,
     real_pictures,
     squares,
 )
@@ -206,6 +207,35 @@ def test_networks_that_are_missing_are_named(tmp_path: Path) -> None:
         assert isinstance(done.exception, RequestError)
         assert str(done.exception).startswith(f"{missing} is missing")
     assert not (tmp_path / "made").exists()
+
+
+def test_the_model_is_loaded_once_for_many_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that stand there none is made anew, and each is counted."""
+    from hirescli.cascade import prepare
+
+    loads: list[object] = []
+
+    def load(*args: Any, **options: Any) -> Any:
+        loads.append(args)
+        return loaded(*args, **options)
+
+    loaded = prepare.load
+    monkeypatch.setattr(prepare, "load", load)
+    captions = choose_captions(written(tmp_path / "captions.json"), count=3, seed=0)
+    choices = {"size": 128, "seed": 5, "steps": 1, "device": "cpu"}
+    told: list[int] = []
+    generate_pictures(captions, tmp_path, choices, told=told.append)
+    assert (len(loads), told) == (1, [1, 2, 3])
+    paths = [tmp_path / caption.name for caption in captions]
+    before = [path.read_bytes() for path in paths]
+    assert len(set(before)) == 3
+    paths[1].unlink()
+    told.clear()
+    generate_pictures(captions, tmp_path, choices, told=told.append)
+    assert (len(loads), sorted(told)) == (2, [1, 2, 3])
+    assert [path.read_bytes() for path in paths] == before
 
 
 @pytest.mark.slow

@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.embeddings import ImageProjection
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from hirescli.attention.linfusion import LinFusionAdapter
 from hirescli.models import families
@@ -71,6 +78,44 @@ def test_the_card_is_that_of_the_modules(family: str) -> None:
     widths = [m.config.hidden_size for n, m in made.items() if n.startswith("text_encoder")]
     assert card.text_channels == sum(widths)
     assert card.text_tokens == made["text_encoder"].config.max_position_embeddings
+
+
+# Of the image encoders beside the published IP-Adapters, and the tokens that a picture becomes.
+VIT_H = {
+    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "patch_size": 14,
+    "projection_dim": 1024,
+}  # fmt: skip
+VIT_BIG_G = {
+    "hidden_size": 1664, "intermediate_size": 8192, "num_hidden_layers": 48, "patch_size": 14,
+    "projection_dim": 1280,
+}  # fmt: skip
+ENCODERS = {"sd15": VIT_H, "sd21": VIT_H, "sdxl": VIT_BIG_G}
+PICTURE_TOKENS = 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_image_prompts_take_what_their_modules_do(family: str) -> None:
+    card, unet_config = find_card(family), config(family, "unet")
+    with torch.device("meta"):
+        encoder = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(**ENCODERS[family], num_attention_heads=16)
+        )
+        unet = UNet2DConditionModel.from_config(unet_config)
+        text_channels = unet_config["cross_attention_dim"]
+        projection = ImageProjection(
+            image_embed_dim=encoder.config.projection_dim,
+            cross_attention_dim=text_channels,
+            num_image_text_embeds=PICTURE_TOKENS,
+        )
+    crossing = [m for n, m in unet.named_modules() if n.endswith("attn2")]
+    keys_and_values = sum(2 * text_channels * m.to_k.out_features for m in crossing)
+    adapter = keys_and_values + sum(p.numel() for p in projection.parameters())
+    assert dict(card.image_prompts) == {
+        "image_encoder": sum(p.numel() for p in encoder.parameters()),
+        "image_adapter": adapter,
+    }
+    assert card.image_bytes("image_adapter", "bfloat16") == 2 * adapter
+    assert card.image_bytes("image_adapter", "float32") == 4 * adapter
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -369,3 +369,33 @@ def test_pickles_are_refused_by_name(name: str, tmp_path: Path) -> None:
 def test_folders_are_the_same_at_every_call(whole: dict[str, Path], tmp_path: Path) -> None:
     again = find(str(sd15_folder(tmp_path / "sd15")))
     assert again.card.revision == find(str(whole["sd15"])).card.revision
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("unet", {"block_out_channels": "huh"}, "block_out_channels"),
+        ("unet", {"block_out_channels": [16, 0]}, "block_out_channels"),
+        ("unet", {"sample_size": True}, "sample_size"),
+        ("unet", {"cross_attention_dim": "wide"}, "cross_attention_dim"),
+        ("unet", {"cross_attention_dim": None}, "cross_attention_dim"),
+        ("unet", {"down_block_types": ["DownBlock7D"] * 4}, "DownBlock7D"),
+        ("vae", {"scaling_factor": "x"}, "scaling_factor"),
+        ("vae", {"scaling_factor": 0}, "scaling_factor"),
+        ("vae", {"latent_channels": 4.5}, "latent_channels"),
+        ("vae", None, "block_out_channels"),
+        ("text_encoder", {"max_position_embeddings": "77"}, "max_position_embeddings"),
+    ],
+)
+def test_a_damaged_config_is_named_with_its_key(
+    part: str, change: dict[str, Any] | None, said: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = sd15_folder(tmp_path / "model") / part / "config.json"
+    config = {} if change is None else json.loads(path.read_text()) | change
+    path.write_text(json.dumps(config))
+    with pytest.raises(RequestError, match=said) as caught:
+        find(str(tmp_path / "model")).card.trace("denoiser", "float32", "full")
+    where = path if said != "DownBlock7D" else tmp_path / "model"
+    assert str(where) in str(caught.value)

@@ -12,16 +12,27 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from folders import linfusion_folder, sd15_folder, sdxl_folder
+from folders import (
+    controlnet_folder,
+    ip_adapter_folder,
+    linfusion_folder,
+    sd15_folder,
+    sdxl_folder,
+)
 from hub_server import Files, Hub, serving
+from typer.testing import CliRunner
 
+from hirescli.cli.models import app as models_app
 from hirescli.errors import RequestError
 from hirescli.models import hub as hub_module
 from hirescli.models.load import load
+from hirescli.models.plugin_sources import find_controlnet, find_image_adapter
 from hirescli.models.registry import find, find_adapter
+from hirescli.models.sources import AdapterSource
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "hf_SeCrEtSeCrEtSeCrEtSeCrEtSeCrEtSeCrEt"
@@ -257,14 +268,9 @@ def test_a_card_by_its_name_from_the_cache(cache: Path, tmp_path: Path) -> None:
 def test_a_flipped_bit_in_the_cache_is_refused(
     cache: Path, repository: tuple[Path, Files, Files]
 ) -> None:
-    """Large files lie under their SHA-256, and the commit's folder links to them."""
     files = {n: d for n, d in repository[1].items() if n not in JUNK}
     folder = cached(cache, NAME, files)
-    (folder.parent.parent / "blobs").mkdir()
-    for path in folder.rglob("*.safetensors"):
-        blob = folder.parent.parent / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
-        path.replace(blob)
-        path.symlink_to(blob)
+    linked(folder)
     load(find(NAME), dtype="float32", linear=False)
     unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
     flip_last_bit(unet.resolve())
@@ -284,6 +290,81 @@ def test_an_adapter_from_the_cache(cache: Path, tmp_path: Path) -> None:
         find_adapter("someone/nothing")
     with pytest.raises(RequestError, match="no folder with a config"):
         find_adapter(str(tmp_path / "nowhere"))
+
+
+def linked(folder: Path) -> None:
+    """Large files lie under their SHA-256, and the commit's folder links to them."""
+    (folder.parent.parent / "blobs").mkdir()
+    for path in folder.rglob("*.safetensors"):
+        blob = folder.parent.parent / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+        path.replace(blob)
+        path.symlink_to(blob)
+
+
+def test_a_flipped_bit_in_an_adapter_is_refused(cache: Path, tmp_path: Path) -> None:
+    model = sd15_folder(tmp_path / "model")
+    folder = cached(
+        cache, "someone/linear", content(linfusion_folder(tmp_path / "a", model / "unet"))
+    )
+    linked(folder)
+    source = find(str(model), adapter="someone/linear")
+    load(source, dtype="float32")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    flip_last_bit(weights.resolve())
+    for given in (source, replace(source, adapter=AdapterSource(hub_id="someone/linear"))):
+        with pytest.raises(RequestError, match="is damaged") as caught:
+            load(given, dtype="float32")
+        assert str(weights) in str(caught.value)
+
+
+def test_pull_checks_the_adapter(cache: Path, tmp_path: Path) -> None:
+    name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    model = sd15_folder(tmp_path / "model")
+    adapter = linfusion_folder(tmp_path / "a", model / "unet")
+    linked(cached(cache, name, content(model)))
+    folder = cached(cache, "Yuanshi/LinFusion-1-5", content(adapter))
+    linked(folder)
+    runner, words = CliRunner(), ["pull", "sd15"]
+    assert runner.invoke(models_app, words, catch_exceptions=False).exit_code == 0
+    flip_last_bit((folder / "diffusion_pytorch_model.safetensors").resolve())
+    assert "is damaged" in str(runner.invoke(models_app, words).exception)
+
+
+def test_a_cold_cache_says_what_a_plug_in_lacks(cache: Path, tmp_path: Path) -> None:
+    source = find(str(sd15_folder(tmp_path / "model")))
+    with pytest.raises(RequestError, match=r'ControlNet "a/b".*: config\.json is missing'):
+        find_controlnet("a/b", model=source)
+    files = content(controlnet_folder(tmp_path / "control", "sd15"))
+    cached(cache, "a/b", {"config.json": files["config.json"]})
+    with pytest.raises(RequestError, match=r"a/b: diffusion_pytorch_model\.safetensors is miss"):
+        find_controlnet("a/b", model=source)
+    with pytest.raises(RequestError, match=r'IP-Adapter "c/d".*: models/x\.safetensors is miss'):
+        find_image_adapter("c/d/models/x.safetensors", model=source)
+    with pytest.raises(RequestError, match=r'adapter "e/f".*: config\.json is missing'):
+        find_adapter("e/f")
+
+
+def test_plug_ins_from_the_cache(cache: Path, tmp_path: Path) -> None:
+    """Known by their commit; a flipped bit in one is refused."""
+    model = find(str(sd15_folder(tmp_path / "model")))
+    control = cached(cache, "a/b", content(controlnet_folder(tmp_path / "control", "sd15")))
+    images = cached(cache, "c/d", content(ip_adapter_folder(tmp_path / "ip", "sd15")))
+    linked(control)
+    linked(images)
+    found = [
+        find_controlnet("a/b", model=model),
+        find_controlnet("a/b", "c" * 40, model=model),
+        find_image_adapter("c/d/models/ip-adapter_sd15.safetensors", model=model),
+    ]
+    for source in found:
+        source.check()
+        assert source.revision == "c" * 40
+        flip_last_bit(source.weights[-1].resolve())
+        with pytest.raises(RequestError, match="is damaged"):
+            source.check()
+        flip_last_bit(source.weights[-1].resolve())
+    with pytest.raises(RequestError, match=f'"{"d" * 40}"'):
+        find_controlnet("a/b", "d" * 40, model=model)
 
 
 @pytest.mark.parametrize("revision", ["../../../etc", "..", "refs/../../x"])

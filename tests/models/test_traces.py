@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from folders import linfusion_folder, sd15_folder
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,10 +21,12 @@ from hirescli.bands.engine import Engine
 from hirescli.bands.graph import Graph
 from hirescli.errors import ConfigError
 from hirescli.models.families import CONFIGS
-from hirescli.models.load import Model, load
+from hirescli.models.load import DTYPES, Model, load
 from hirescli.models.registry import find, find_card
-from hirescli.models.traces import record, record_configs
-from hirescli.planning.card import COMPONENTS, Attention, trace_path, write_trace
+from hirescli.models.trace_folder import trace_folder
+from hirescli.models.traces import record, record_configs, record_module
+from hirescli.planning.card import COMPONENTS, Attention, _read_trace, trace_path, write_trace
+from hirescli.planning.compose import unpooled
 from hirescli.planning.passes import Pass, Schedule
 from hirescli.planning.trace import Trace
 
@@ -103,6 +106,20 @@ def test_shipped_autoencoders_are_those_of_the_configs(
     assert card.trace(component, dtype) == fresh, "python -m hirescli.models.traces"
 
 
+@pytest.mark.parametrize("component", ["decoder", "encoder"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_exact_attention_is_what_is_recorded_without_pooling(dtype: str, component: str) -> None:
+    card = find_card("sdxl")
+    config = json.loads((CONFIGS / "sdxl" / "vae" / "config.json").read_text())
+    with torch.device("meta"):
+        module = AutoencoderKL.from_config(config).to(DTYPES[dtype]).eval()
+        fresh = record_module(module, component, card, pools=False)
+    shipped = card.trace(component, dtype)
+    assert unpooled(shipped) == fresh
+    assert shipped != fresh
+    assert unpooled(fresh) == fresh
+
+
 def flops(trace: Trace, side: int) -> float:
     return sum(op.swept_rows * op.row_flops for op in trace.at(side, side))
 
@@ -157,6 +174,35 @@ def test_another_model_is_recorded_once(tmp_path: Path, monkeypatch: pytest.Monk
         other.trace("denoiser", "float32", "linear")
 
 
+@pytest.mark.parametrize("text", [b"", b"no gzip", b"\x1f\x8b\x08\x00half"], ids=repr)
+def test_a_damaged_recording_is_made_again(
+    text: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    card = find(str(sd15_folder(tmp_path / "small"))).card
+    wanted = card.trace("decoder", "float32")
+    path = trace_path(card, "decoder", "float32")
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(text)
+    _read_trace.cache_clear()
+    assert card.trace("decoder", "float32") == wanted
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("package", ["hirescli", "diffusers"])
+def test_other_versions_record_for_themselves(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = trace_folder("digest")
+    if package == "hirescli":
+        monkeypatch.setattr("hirescli.__version__", "0.0.0")
+    else:
+        monkeypatch.setattr("hirescli.models.trace_folder.version", {"diffusers": "0.0"}.get)
+    assert trace_folder("digest") != before
+    assert trace_folder("digest").parent == before.parent
+
+
 def test_a_cache_that_cannot_be_written_costs_time_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,12 +223,16 @@ def named_alike(each: Pass) -> Pass:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["builtin", "pooled", "exact"])
 def test_a_run_executes_the_schedules_of_its_plan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = hirescli.Recipe(
-        prompt="a lake", width_px=256, height_px=192, steps=1, upscale_steps=1
-    )
+    """Of the built-in model, and of another one whose autoencoder attends."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    choices = {"prompt": "a lake", "size": "256x192", "steps": 1, "upscale_steps": 1}
+    if model != "builtin":
+        choices |= {"model": str(sd15_folder(tmp_path / "small")), "vae_attention": model}
+    recipe = hirescli.Recipe.from_fragments(choices)
     planned = hirescli.plan(recipe)
     executed: list[Schedule] = []
     schedule = Engine.schedule

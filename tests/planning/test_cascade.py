@@ -1,4 +1,5 @@
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -6,11 +7,20 @@ from hypothesis import strategies as st
 
 from hirescli.errors import RequestError
 from hirescli.models.registry import find_card
-from hirescli.planning.cascade import stages
-from hirescli.planning.sizes import MAX_SIDE_PX, base_size, nearest_sizes, sizes
+from hirescli.planning.card import Card
+from hirescli.planning.cascade import resolve, stages
+from hirescli.planning.sizes import (
+    MAX_SIDE_PX,
+    base_size,
+    doublings,
+    enlarged_sizes,
+    nearest_sizes,
+    sizes,
+)
 from hirescli.recipe import Recipe
 
 CARD = find_card("builtin")
+SDXL = find_card("sdxl")
 COARSE = CARD.model_copy(
     update={"native_px": 1024, "multiple_px": 64, "min_px": 256, "name": "coarse"}
 )
@@ -86,6 +96,64 @@ def test_stages_take_steps_guidance_and_strengths_in_order() -> None:
     assert made[0].guidance_scale == CARD.guidance_scale
     assert made[1].guidance_scale == CARD.upscale_guidance_scale
     assert (made[-1].latent_width, made[-1].latent_height) == (512, 512)
+
+
+def enlarged(source_px: int, size_px: int, card: Card = SDXL, **choices: Any) -> list[Any]:
+    """Strength and steps of the stages that enlarge a square picture."""
+    source = {"path": "a.png", "width_px": source_px, "height_px": source_px}
+    asked = {"prompt": "", "size": size_px, "source": source}
+    recipe = Recipe.from_fragments(asked, choices)
+    return [(stage.strength, stage.steps) for stage in stages(recipe, card)]
+
+
+def test_an_enlarged_picture_gets_the_strength_of_its_size() -> None:
+    """As in a cascade from a prompt, whose first doubling ends at twice the native size."""
+    published = [(0.32, 16), (0.24, 12), (0.16, 8), (0.08, 4)]
+    assert enlarged(1024, 16384) == published
+    assert enlarged(2048, 4096) == published[1:2]
+    assert enlarged(8192, 16384) == published[3:]
+    assert enlarged(4096, 32768) == [*published[2:], published[3]]
+    assert enlarged(3000, 4000) == published[1:2]
+    # Brought to the native size first, which is no doubling: what the first one gets.
+    assert enlarged(500, 2048) == [published[0], published[0]]
+
+
+def test_what_is_asked_for_counts_from_the_first_stage() -> None:
+    asked = enlarged(4096, 16384, strengths=[0.5, 0.4], upscale_steps=[9])
+    assert asked == [(0.5, 9), (0.4, 9)]
+    assert enlarged(4096, 16384, strengths=[0.5]) == [(0.5, 8), (0.5, 4)]
+
+
+def test_an_enlarged_picture_is_planned_the_same_again() -> None:
+    source = {"path": "a.png", "width_px": 4096, "height_px": 4096}
+    asked = Recipe.from_fragments({"prompt": "", "size": 16384, "source": source})
+    resolved = resolve(asked, SDXL)
+    assert resolved.strengths == (0.16, 0.08)
+    assert resolve(resolved, SDXL) == resolved
+
+
+@given(working_sizes(), st.integers(2, 9))
+def test_every_size_has_its_doublings(size: tuple[int, int], share: int) -> None:
+    """A cascade from a prompt takes as many as its stages are, whatever it is enlarged from."""
+    grown = sizes(*size, CARD)
+    assert doublings(size, CARD) == len(grown) - 1
+    source = (max(1, size[0] * share // 10), max(1, size[1] * share // 10))
+    try:
+        targets = enlarged_sizes(source, size, CARD)
+    except RequestError:  # rounded to another shape
+        return
+    counted = [doublings(each, CARD) for each in targets]
+    assert counted == sorted(counted)
+    assert counted[-1] == len(grown) - 1
+
+
+def test_a_half_of_a_ratio_is_rounded_up() -> None:
+    """As dilated branches ask for it; round() would go to the even neighbour."""
+    ratios = [
+        stages(Recipe.from_fragments({"prompt": "a", "size": side}), SDXL)[-1].ratio
+        for side in (1024, 1528, 1536, 2048, 2560, 3584, 16384)
+    ]
+    assert ratios == [1, 1, 2, 2, 3, 4, 16]
 
 
 def test_a_strength_too_low_for_its_steps_is_refused() -> None:
