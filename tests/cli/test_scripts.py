@@ -38,7 +38,7 @@ def run(
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    """Three prompts with what trips loops: a dash, quotes, an empty line, no last line end."""
+    """Three prompts with what trips shells: a dash, quotes, an empty line, no last line end."""
     path = tmp_path / "prompts.txt"
     path.write_text('-mountains\n\nthe "sea" at $HOME\nstone')
     return path
@@ -54,13 +54,14 @@ def test_prompts_plans_each_line(tmp_path: Path, prompts: Path, environment: dic
     assert (done.returncode, done.stderr) == (0, "")
     for name in ("mountains-seed0.tif", "the-sea-at-home-seed0.tif", "stone-seed0.tif"):
         assert f"out/{name}" in done.stdout
+    assert "3 jobs to make" in done.stdout
 
 
 def test_prompts_goes_on_after_a_failure(tmp_path: Path, prompts: Path, environment: dict) -> None:
     prompts.write_text("\x01sea\nstone\n")
     done = run("prompts.sh", environment, tmp_path, str(prompts), "out", *SMALL, "--dry-run")
-    assert done.returncode == 1
-    assert "failed: " in done.stderr
+    assert done.returncode == 3
+    assert "line 1: " in done.stderr
     assert "out/stone-seed0.tif" in done.stdout
 
 
@@ -72,12 +73,13 @@ def test_cards_tells_what_cards_take(tmp_path: Path, environment: dict) -> None:
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| 8GB", "| 12GB", "| 24GB", "| 80GB"]
 
 
-def test_slurm_array_takes_its_line(tmp_path: Path, prompts: Path, environment: dict) -> None:
-    environment |= {"SLURM_ARRAY_TASK_ID": "3"}
+def test_slurm_array_takes_its_share(tmp_path: Path, prompts: Path, environment: dict) -> None:
+    environment |= {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MAX": "3"}
     words = (str(prompts), "out", *SMALL, "--dry-run")
     done = run("slurm-array.sh", environment, tmp_path, *words)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "out/the-sea-at-home-seed3.tif" in done.stdout
+    assert "out/the-sea-at-home-seed0.tif" in done.stdout
+    assert "1 job to make" in done.stdout
 
 
 def test_slurm_array_without_slurm(tmp_path: Path, prompts: Path, environment: dict) -> None:
