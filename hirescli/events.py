@@ -111,11 +111,15 @@ class Warned:
 
 @dataclass(frozen=True)
 class RunDone:
-    """One image is finished; the peak is that of the whole process, from the system."""
+    """One image is finished; the peak is that of the whole process, from the system.
+
+    `journal_seconds` of all seconds were spent with the journal.
+    """
 
     path: Path
     seconds: float
     peak_rss_bytes: int
+    journal_seconds: float = 0.0
 
 
 Event = (

@@ -18,7 +18,7 @@ from hirescli.cascade.stages import LATENTS, Stages
 from hirescli.errors import RequestError, RunError
 from hirescli.events import Event, Listener, RunDone, RunStarted, StageDone, StageStarted, Warned
 from hirescli.models.load import quiet_libraries
-from hirescli.output.finalise import FinishedFile, finalise
+from hirescli.output.finalise import finalise
 from hirescli.output.pictures import to_spool
 from hirescli.output.spool import Spool
 from hirescli.planning.machine import peak_rss_bytes
@@ -48,6 +48,7 @@ class Result:
         seconds: From the first stage to the file, loading of the model not counted.
         peak_rss_bytes: Largest resident memory of this process so far, as the system says.
         recipe: What was made, with what became of it at run time.
+        journal_seconds: Of all, spent with remembering what is finished.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Result:
     seconds: float
     peak_rss_bytes: int
     recipe: Recipe
+    journal_seconds: float = 0.0
 
 
 class Runner:
@@ -197,7 +199,10 @@ def _make(
         overwrite=validated.overwrite,
         listener=tell,
     )
-    return _result(file, recipe, time.monotonic() - began, tell)
+    seconds, peak = time.monotonic() - began, peak_rss_bytes()
+    spent = directory.journal.seconds
+    tell(RunDone(file.path, seconds, peak, spent))
+    return Result(file.path, file.sha256, seconds, peak, recipe, spent)
 
 
 def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener) -> Path:
@@ -302,9 +307,3 @@ def _with_truncation(recipe: Recipe, model: Model, tell: Listener) -> Recipe:
             tell(Warned(f"the {what} has {tokens} tokens; model `{name}` reads the first {room}"))
             kept[key] = room
     return recipe.model_copy(update=kept)
-
-
-def _result(file: FinishedFile, recipe: Recipe, seconds: float, tell: Listener) -> Result:
-    peak = peak_rss_bytes()
-    tell(RunDone(file.path, seconds, peak))
-    return Result(file.path, file.sha256, seconds, peak, recipe)

@@ -239,5 +239,6 @@ def _as_dict(image: Image, result: Result | None) -> dict[str, Any]:
         "sha256": result.sha256,
         "seconds": result.seconds,
         "peak_rss_bytes": result.peak_rss_bytes,
+        "journal_seconds": result.journal_seconds,
         "recipe": result.recipe.model_dump(mode="json"),
     }

@@ -52,6 +52,7 @@ class ImageRun:
     sha256: str
     same_bytes: bool | None  # None: made once only
     file_bytes: int
+    journal_share: float  # of the time from the first stage to the file
     readers: dict[str, str]
 
 
@@ -122,6 +123,7 @@ def image_run(request: Sequence[str], *, repeat: int) -> ImageRun:
         sha256=results[0]["sha256"],
         same_bytes=len(hashes) == 1 if repeat > 1 else None,
         file_bytes=file_bytes,
+        journal_share=max(each["journal_seconds"] / each["seconds"] for each in results),
         readers=readers,
     )
 

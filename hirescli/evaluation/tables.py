@@ -36,6 +36,7 @@ def pictures_table(runs: Sequence[ImageRun]) -> list[str]:
             format_bytes(run.planned_peak_bytes),
             format_bytes(run.planned_spill_bytes),
             format_bytes(run.file_bytes),
+            f"{run.journal_share:.1%}",
             {None: "not tried", True: "yes", False: "NO"}[run.same_bytes],
         ]
         for before, run in zip([None, *runs], runs, strict=False)
@@ -43,13 +44,14 @@ def pictures_table(runs: Sequence[ImageRun]) -> list[str]:
     read = [[f"{run.width_px}x{run.height_px}", *run.readers.values()] for run in runs]
     heads = [
         "size", "stages", "time", "grown", "planned", "peak memory", "grown", "planned", "spilled",
-        "file", "same bytes again",
+        "file", "journal", "same bytes again",
     ]  # fmt: skip
     return [
         table(heads, rows),
         "Time is the whole command's, loading included. Peak memory is the resident set's\n"
         "maximum, measured by the system. Grown is against the row above. Spilled are values on\n"
-        "disk at their peak, reserved as planned. The levels of each file, as read back:",
+        "disk at their peak, reserved as planned. Journal is the share of time that goes into\n"
+        "remembering what is finished. The levels of each file, as read back:",
         table(["size", "tifffile", "libvips", "Pillow"], read),
     ]
 

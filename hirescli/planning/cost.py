@@ -16,6 +16,9 @@ from hirescli.planning.trace import Trace
 from hirescli.recipe import Recipe
 
 _DILATED = "dilated denoiser"  # the second prediction of the method `skip`
+_DENOISERS = ("denoiser", _DILATED)
+# Written for each second that a call takes: a quick disk for the share of time that snapshots get.
+_SNAPSHOT_BYTES_PER_SECOND = 3e7
 _TILED = "tiled decoder"  # diffusers' own, in place of bands
 _CHANNELS = 3  # red, green, blue
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -444,16 +447,38 @@ def denoiser_calls_per_step(stage: Stage) -> int:
     return 2 if stage.guidance_scale > 1 else 1
 
 
-def disk_bytes(stages: tuple[Stage, ...], recipe: Recipe) -> int:
-    """Largest use of disk by spools and the output; values that rest on disk come on top.
+def disk_bytes(costs: Sequence[StageCost], card: Card, recipe: Recipe) -> int:
+    """Largest use of disk by the run directory and the output; spilled values come on top.
 
     The last spool is allocated before the first stage and stays until the output stands.
-    Beside it lives one spool between stages, or, after these, the output.
+    Beside it live a stage's records and snapshots and the spools of it and of the stage before,
+    or, after these, the output.
     """
-    *before, last = (stage.width_px * stage.height_px * _CHANNELS for stage in stages)
+    *before, last = (cost.stage.width_px * cost.stage.height_px * _CHANNELS for cost in costs)
     last_spool = last * _SPOOL_BYTES["last"]
-    between = max(before, default=0) * _SPOOL_BYTES["between"]
-    return last_spool + _given_bytes(recipe) + max(between, output_bytes(recipe))
+    spools = [px * _SPOOL_BYTES["between"] for px in before]
+    pairs = [a + b for a, b in zip([0, *spools], [*spools, 0], strict=True)]
+    working = [
+        pair + journal_bytes(cost, card, recipe) for pair, cost in zip(pairs, costs, strict=True)
+    ]
+    return last_spool + _given_bytes(recipe) + max(*working, output_bytes(recipe))
+
+
+def journal_bytes(cost: StageCost, card: Card, recipe: Recipe) -> int:
+    """What the journal of a stage grows to: a record of every call, and two snapshots.
+
+    A snapshot is written only where that is a small part of the time since the last; a stage
+    that is quick has none.
+    """
+    stage = cost.stage
+    latents = stage.latent_width * stage.latent_height * card.latent_channels
+    calls = sum(each.calls for each in cost.components if each.name in _DENOISERS)
+    records = latents * (calls * dtype_bytes(recipe) + 2 * _FLOAT_BYTES)
+    snapshots = max(
+        min(each.memory_bytes, each.schedule.seconds * _SNAPSHOT_BYTES_PER_SECOND)
+        for each in cost.components
+    )
+    return records + 2 * int(snapshots)
 
 
 def _given_bytes(recipe: Recipe) -> int:

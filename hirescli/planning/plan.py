@@ -39,7 +39,7 @@ class Plan:
         spill: Folder for values on disk; None: the run's own, beside the output.
         store_bytes: Predicted peak of "device" (0 where none is used), "host" (the whole
             process) and "disk" (values only).
-        spool_bytes: Predicted peak of spools and the output, beside the output.
+        spool_bytes: Predicted peak of the run directory and the output, beside the output.
         flops, seconds: Sums over the stages; the seconds begin with loading.
         warnings: What the user should know before the run.
     """
@@ -246,7 +246,7 @@ def make_plan(
         budgets=budgets,
         spill=spill,
         store_bytes=_store_bytes(costs, card, recipe, budgets),
-        spool_bytes=cost.disk_bytes(all_stages, recipe),
+        spool_bytes=cost.disk_bytes(costs, card, recipe),
         flops=sum(row.flops for row in costs),
         seconds=card.load_seconds + sum(row.seconds for row in costs),
         warnings=_warnings(asked, card, all_stages, budgets, host_memory_bytes),

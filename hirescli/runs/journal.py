@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ class Journal:
         warn: Told of records that are damaged, and made again.
         reads: Whether it is only read; otherwise this process has locked it.
 
+    Attributes:
+        seconds: Spent with writing and reading so far.
+
     Raises:
         RunError: If the folder cannot be written.
     """
@@ -56,6 +60,8 @@ class Journal:
         self.folder = folder
         self._reads = reads
         self._warn = warn
+        self.seconds = 0.0
+        self._timing = False
         self._facts: dict[str, Fact] = {}
         self._sum = ""
         try:
@@ -80,6 +86,22 @@ class Journal:
         Raises:
             RunError: If the disk is full or fails.
         """
+        with self._timed():
+            self._append(key, fact, synced)
+        self._facts[key] = fact
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        if self._timing:  # within something that is timed
+            yield
+            return
+        began, self._timing = time.monotonic(), True
+        try:
+            yield
+        finally:
+            self.seconds, self._timing = self.seconds + time.monotonic() - began, False
+
+    def _append(self, key: str, fact: Fact, synced: bool) -> None:
         body = json.dumps({"key": key, **fact}, separators=(",", ":"))
         self._sum = digest((self._sum + body).encode())
         line = f'{{"sum":"{self._sum}","fact":{body}}}\n'.encode()
@@ -92,7 +114,6 @@ class Journal:
                     os.fsync(file.fileno())
         except OSError as error:
             raise _cannot_write(self.folder, error) from error
-        self._facts[key] = fact
 
     def fact(self, key: str) -> Fact | None:
         """The latest fact of a key."""
@@ -117,13 +138,14 @@ class Journal:
         before = self.fact(key)
         count = 0 if before is None else before["count"] + 1
         name = f"{key}-{count}{suffix}"
-        try:
-            text, size_bytes = write_blob(self.folder / name, tree, synced=synced)
-        except OSError as error:
-            raise _cannot_write(self.folder, error) from error
-        self.note(key, synced=synced, file=name, count=count, digest=text)
-        if before is not None:
-            (self.folder / before["file"]).unlink(missing_ok=True)
+        with self._timed():
+            try:
+                text, size_bytes = write_blob(self.folder / name, tree, synced=synced)
+            except OSError as error:
+                raise _cannot_write(self.folder, error) from error
+            self.note(key, synced=synced, file=name, count=count, digest=text)
+            if before is not None:
+                (self.folder / before["file"]).unlink(missing_ok=True)
         return size_bytes
 
     def read(self, key: str) -> Tree | None:
@@ -132,7 +154,8 @@ class Journal:
         if fact is None or fact.get("file") is None:
             return None
         try:
-            return read_blob(self.folder / fact["file"], fact["digest"])
+            with self._timed():
+                return read_blob(self.folder / fact["file"], fact["digest"])
         except DamagedError as error:
             self._warn(f"{error}; it is made again")
             return None

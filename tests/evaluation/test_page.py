@@ -81,7 +81,7 @@ def test_decodes_table() -> None:
 
 def test_pictures_table() -> None:
     run = ImageRun(
-        width_px=64, height_px=32, stages=1, seconds=2.0, peak_rss_bytes=10**9,
+        width_px=64, height_px=32, stages=1, seconds=2.0, peak_rss_bytes=10**9, journal_share=0.01,
         planned_seconds=3.0, planned_peak_bytes=2 * 10**9, planned_spill_bytes=0,
         sha256="", same_bytes=None,
         file_bytes=1000, readers={"tifffile": "64x32", "libvips": "64x32", "Pillow": "64x32"},
@@ -90,7 +90,8 @@ def test_pictures_table() -> None:
     first, grown, read, _ = cells(pictures_table([run, larger]))
     assert first[0] == read[0] == "64x32"
     assert first[2:] == [
-        "2.0 s", "-", "3.0 s", "1.0 GB", "-", "2.0 GB", "0 bytes", "1.0 kB", "not tried",
+        "2.0 s", "-", "3.0 s", "1.0 GB", "-", "2.0 GB", "0 bytes", "1.0 kB", "1.0%",
+        "not tried",
     ]  # fmt: skip
     assert grown[2:4] == ["7.0 s", "x3.50"]
     assert grown[5:7] == ["1.2 GB", "x1.20"]
