@@ -249,10 +249,10 @@ class _Batch:
             except HiresError as error:
                 faults.append(error)
             if faults:
-                named = output if isinstance(output, Path) else None
+                place = output if isinstance(output, Path) else None
                 every = [text for fault in faults for text in _faults(fault)]
                 only = faults[0] if len(faults) == 1 else ConfigError(job.where, every)
-                found.wrong.append((job, named, only))
+                found.wrong.append((job, place, only))
         self._check_disk(found)
         return found
 

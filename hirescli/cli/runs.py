@@ -162,7 +162,8 @@ def _chosen(places: Sequence[Path]) -> dict[Path, bool]:
         if run is not None:
             found[run] = True
         else:
-            found = dict.fromkeys(_found_in(place), False) | found
+            for path in _found_in(place):
+                found.setdefault(path, False)
     return found
 
 

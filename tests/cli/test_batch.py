@@ -35,6 +35,14 @@ def statuses(path: str | Path = "results.jsonl") -> list[tuple[int, str]]:
     return [(row["index"], row["status"]) for row in rows(path)]
 
 
+def damaged_picture() -> None:
+    """Beside a whole picture one that is whole, too, until its pixels are read."""
+    Image.effect_noise((64, 64), 50).save("whole.png")
+    data = bytearray(Path("whole.png").read_bytes())
+    data[1000:1100] = bytes(100)
+    Path("bad.png").write_bytes(data)
+
+
 def test_every_option_says_its_default() -> None:
     from hirescli.cli.app import app
 
@@ -248,10 +256,8 @@ def test_planning_many_jobs_is_quick(hires: Callable) -> None:
 
 @pytest.mark.slow
 def test_one_fails_the_others_finish_and_again_makes_what_is_missing(hires: Callable) -> None:
-    """The picture of the second job has a good header and ends in the middle."""
-    Image.effect_noise((64, 64), 50).save("whole.png")
-    Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:1500])
-    jobs = '{"prompt": "sea"}\n{"prompt": "sea", "init_image": "cut.png", "name": "cut"}\n'
+    damaged_picture()
+    jobs = '{"prompt": "sea"}\n{"prompt": "sea", "init_image": "bad.png", "name": "bad"}\n'
     jobs += '{"prompt": "stone"}\n'
     Path("jobs.jsonl").write_text(jobs)
     words = ("batch", "jobs.jsonl", *TINY, "--keep-going")
@@ -261,11 +267,11 @@ def test_one_fails_the_others_finish_and_again_makes_what_is_missing(hires: Call
     assert "jobs.jsonl, line 2: " in ran.err
     assert "2 done, 1 failed" in ran.err
     assert statuses() == [(1, "done"), (2, "failed"), (3, "done")]
-    assert "cut.png" in rows()[1]["error"]
+    assert "bad.png" in rows()[1]["error"]
     assert not list(Path().glob("*.run"))
     before = Path("sea-seed0.tif").stat().st_mtime_ns
 
-    Path("jobs.jsonl").write_text(jobs.replace("cut.png", "whole.png"))
+    Path("jobs.jsonl").write_text(jobs.replace("bad.png", "whole.png"))
     again = hires(*words, "--json")
     assert again.code == 0, again.err
     told = [json.loads(line) for line in again.out.splitlines()]
@@ -280,7 +286,7 @@ def test_one_fails_the_others_finish_and_again_makes_what_is_missing(hires: Call
     import hashlib
 
     done = rows()[-1]
-    assert done["sha256"] == hashlib.sha256(Path("cut.tif").read_bytes()).hexdigest()
+    assert done["sha256"] == hashlib.sha256(Path("bad.tif").read_bytes()).hexdigest()
     assert done["line"] == 2
     ran = hires("batch", "jobs.jsonl", *TINY, "-q", "--shard", "1/3", "--no-skip-done")
     assert (ran.code, ran.out) == (0, "sea-seed0.tif\n")
@@ -290,14 +296,11 @@ def test_one_fails_the_others_finish_and_again_makes_what_is_missing(hires: Call
 
 @pytest.mark.slow
 def test_the_first_failure_ends_it(hires: Callable) -> None:
-    Image.effect_noise((64, 64), 50).save("whole.png")
-    Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:1500])
-    jobs = b'{"prompt": "sea", "init_image": "cut.png"}\n{"prompt": "stone"}\n'
+    damaged_picture()
+    jobs = b'{"prompt": "sea", "init_image": "bad.png"}\n{"prompt": "stone"}\n'
     ran = hires("batch", "-", *TINY, stdin=jobs)
     assert ran.code == 1
     assert "1 failed, 1 not tried" in ran.err
-    ran = hires("batch", "-", *TINY, stdin=b"\n".join(reversed(jobs.split())) and jobs)
-    assert ran.code == 1
     swapped = b"".join(reversed(jobs.splitlines(keepends=True)))
     ran = hires("batch", "-", *TINY, stdin=swapped)
     assert (ran.code, ran.out) == (3, "stone-seed0.tif\n")
@@ -337,14 +340,12 @@ def test_two_shards_at_once_share_results(hires_process: Callable, tmp_path: Pat
 def test_interrupted_then_again(
     hires_process: Callable, tmp_path: Path, number: int, code: int
 ) -> None:
-    jobs = (
-        '{"prompt": "sea"}\n{"prompt": "stone", "size": 128, "steps": 60}\n{"prompt": "dunes"}\n'
-    )
+    jobs = '{"prompt": "sea"}\n{"prompt": "stone", "size": 128, "steps": 8}\n{"prompt": "dunes"}\n'
     (tmp_path / "jobs.jsonl").write_text(jobs)
     words = ("batch", "jobs.jsonl", *TINY)
     process = hires_process(*words, "--json", cwd=tmp_path)
     steps = 0
-    while steps < 4:  # the first job has one
+    while steps < 3:  # the first job has one
         line = process.stdout.readline()
         assert line, process.stderr.read()
         steps += b"step_done" in line
