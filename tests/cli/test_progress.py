@@ -54,7 +54,10 @@ def story(plan: Plan) -> list[events.Event]:
     return told
 
 
-def test_work_grows_from_0_to_1(plan: Plan) -> None:
+@pytest.mark.parametrize("choices", [{}, {"method": "skip"}, {"vae_mode": "tiled"}], ids=str)
+def test_work_grows_from_0_to_1(plan: Plan, choices: dict[str, str]) -> None:
+    recipe = Recipe.from_fragments(plan.recipe.model_dump(), choices)
+    plan = make_plan(recipe, plan.card, machine=Machine(cores=2, memory_bytes=8 * 10**9))
     work = Work(plan)
     seen = []
     for event in story(plan):
