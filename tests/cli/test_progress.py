@@ -54,10 +54,14 @@ def story(plan: Plan) -> list[events.Event]:
     return told
 
 
-@pytest.mark.parametrize("choices", [{}, {"method": "skip"}, {"vae_mode": "tiled"}], ids=str)
-def test_work_grows_from_0_to_1(plan: Plan, choices: dict[str, str]) -> None:
-    recipe = Recipe.from_fragments(plan.recipe.model_dump(), choices)
-    plan = make_plan(recipe, plan.card, machine=Machine(cores=2, memory_bytes=8 * 10**9))
+@pytest.mark.parametrize(
+    ("model", "choices"),
+    [("builtin", {}), ("builtin", {"method": "skip"}), ("sd15", {"vae_mode": "tiled"})],
+)
+def test_work_grows_from_0_to_1(model: str, choices: dict[str, str]) -> None:
+    recipe = Recipe.from_fragments({"prompt": "sea", "size": 1024, "model": model}, choices)
+    machine = Machine(cores=2, memory_bytes=32 * 10**9)
+    plan = make_plan(recipe, find_card(model), machine=machine)
     work = Work(plan)
     seen = []
     for event in story(plan):
