@@ -30,16 +30,20 @@ class Work:
         plan: Of the image.
     """
 
-    _PARTS: ClassVar = {"encoder": "encode", "denoiser": "denoise", "decoder": "decode"}
+    _PARTS: ClassVar = {
+        "encoder": "encode", "denoiser": "denoise", "dilated denoiser": "denoise",
+        "decoder": "decode", "tiled decoder": "decode",
+    }  # fmt: skip
 
     def __init__(self, plan: Plan) -> None:
         self._totals: dict[tuple[int, str], float] = {}
         self._calls: dict[int, int] = {}
         for cost in plan.stage_costs:
             for each in cost.components:
-                self._totals[cost.stage.index, self._PARTS[each.name]] = each.flops
-                if each.name == "denoiser":
-                    self._calls[cost.stage.index] = each.calls
+                index, part = cost.stage.index, self._PARTS[each.name]
+                self._totals[index, part] = self._totals.get((index, part), 0.0) + each.flops
+                if part == "denoise":
+                    self._calls[index] = self._calls.get(index, 0) + each.calls
         self._done = dict.fromkeys(self._totals, 0.0)
         self._stage = 0
         self._calls_done = 0

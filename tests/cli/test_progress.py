@@ -54,7 +54,14 @@ def story(plan: Plan) -> list[events.Event]:
     return told
 
 
-def test_work_grows_from_0_to_1(plan: Plan) -> None:
+@pytest.mark.parametrize(
+    ("model", "choices"),
+    [("builtin", {}), ("builtin", {"method": "skip"}), ("sd15", {"vae_mode": "tiled"})],
+)
+def test_work_grows_from_0_to_1(model: str, choices: dict[str, str]) -> None:
+    recipe = Recipe.from_fragments({"prompt": "sea", "size": 1024, "model": model}, choices)
+    machine = Machine(cores=2, memory_bytes=32 * 10**9)
+    plan = make_plan(recipe, find_card(model), machine=machine)
     work = Work(plan)
     seen = []
     for event in story(plan):
