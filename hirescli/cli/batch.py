@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hirescli.events import Listener
     from hirescli.planning.plan import Plan, ValidatedPlan
     from hirescli.recipe import Recipe
-    from hirescli.runs.batch import PlannedJob, Planner, Results, Row, Status
+    from hirescli.runs.batch import Made, PlannedJob, Planner, Results, Row, Status
     from hirescli.runs.jobs import Job, JobFile
 
 _PANEL = "Batch"
@@ -187,6 +187,7 @@ class _Batch:
         self._planner = Planner(self._machine, **_limits(request))
         self._defaults = _Defaults(request, self._file, self._planner, self._template.suffix)
         self._rows: list[Row] = []
+        self._made_before: Made | None = None
         # Outputs are compared over all shards: two machines shall not make one file.
         self._recipes = {job.index: self._recipe(job) for job in every}
         self._outputs = {job.index: self._output(job) for job in every}
@@ -267,7 +268,7 @@ class _Batch:
         assert not isinstance(asked, HiresError)
         plan = self._planner.plan(asked)
         there = os.path.lexists(output)
-        ours = there and _is_finished(output, plan)
+        ours = there and self._is_finished(output, plan)
         overwrite = self._how.overwrite or ours
         validated = plan.validate(self._machine, output, overwrite)
         done = ours and self._options.skip_done
@@ -276,6 +277,20 @@ class _Batch:
         if not only_check:
             where = found.finished if done else found.todo
             where.append(PlannedJob(job, validated, there))
+
+    def _is_finished(self, output: Path, plan: Plan) -> bool:
+        if not os.path.isfile(output):
+            return False
+        from hirescli.runs.batch import Made
+        from hirescli.runs.directory import finished
+
+        if finished(output, plan.recipe):
+            return True
+        if plan.recipe.metadata:
+            return False
+        if self._made_before is None:
+            self._made_before = Made(self._results_path)
+        return self._made_before.holds(output, plan.recipe)
 
     def _check_disk(self, found: _Sorted) -> None:
         from hirescli.planning.plan import check_disk_together
@@ -498,14 +513,6 @@ def _limits(request: SharedOptions) -> dict[str, Any]:
         "host_memory_bytes": read(request.host_memory),
         "spill": request.spill,
     }
-
-
-def _is_finished(output: Path, plan: Plan) -> bool:
-    if not os.path.isfile(output):
-        return False
-    from hirescli.runs.directory import finished
-
-    return finished(output, plan.recipe)
 
 
 def _refuse_conflict(output: Path, plan: Plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import stat
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from hirescli.errors import HiresError, RequestError, RunError
-from hirescli.models.registry import find
+from hirescli.models.registry import card_of, find
 from hirescli.output.inputs import identified
 from hirescli.planning.card import Card
 from hirescli.planning.machine import Machine
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Status = Literal["done", "skipped", "failed", "interrupted"]
-_FILES = ("loras", "controls", "image_prompts", "init_image", "source")  # of a recipe
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,36 @@ def _append_whole(descriptor: int, data: bytes) -> None:
     os.fsync(descriptor)
 
 
+class Made:
+    """What results say was made: of pictures without metadata nothing else does.
+
+    Args:
+        path: Of the results; it need not be there. Lines that are none of ours are passed over.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._done: dict[str, tuple[Any, Any]] = {}
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            for line in file:
+                with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                    row = json.loads(line)
+                    if row["status"] == "done":
+                        self._done[row["output"]] = (row["recipe_hash"], row["sha256"])
+
+    def holds(self, output: Path, recipe: Recipe) -> bool:
+        """Whether an output is, to the byte, what was made of a recipe."""
+        recipe_hash, sha256 = self._done.get(str(output), (None, None))
+        if recipe_hash != recipe.hash:
+            return False
+        with output.open("rb") as file:
+            return bool(hashlib.file_digest(file, "sha256").hexdigest() == sha256)
+
+
 class Planner:
     """Plans many recipes; what they have in common is found out once.
 
     A plan says nothing of prompt and seed but that they are the recipe's, so jobs that differ in
-    no more share one.
+    no more share one, and the files that they name are read once.
 
     Args:
         machine: Where they shall be made.
@@ -157,14 +182,14 @@ class Planner:
         self._limits = limits
         self._known: dict[Hashable, Any] = {}
 
-    def card(self, model: str, revision: str | None, adapter: str | None = None) -> Card:
-        """The card of a model.
+    def card(self, model: str, revision: str | None) -> Card:
+        """The card of a model without an adapter of its own.
 
         Raises:
             RequestError: If it is not there.
         """
-        key = ("card", model, revision, adapter)
-        return self._once(key, lambda: find(model, revision, adapter=adapter, weights=False).card)
+        key = ("card", model, revision)
+        return self._once(key, lambda: find(model, revision, weights=False).card)
 
     def plan(self, recipe: Recipe) -> Plan:
         """The plan of a recipe, as `make_plan` makes it.
@@ -172,13 +197,8 @@ class Planner:
         Raises:
             RequestError: If a file is missing that it names, or it cannot be planned.
         """
-        recipe = self._identified(recipe)
-        card = self.card(recipe.model, recipe.revision, recipe.adapter)
         like = recipe.model_copy(update={"prompt": "", "seed": 0})
-        plan = self._once(
-            ("plan", like),
-            lambda: make_plan(recipe, card, machine=self._machine, **self._limits),
-        )
+        plan = self._once(("plan", like), lambda: self._plan(recipe))
         own = {"prompt": recipe.prompt, "seed": recipe.seed}
         return replace(
             plan,
@@ -186,12 +206,9 @@ class Planner:
             warnings=_own_warnings(plan, recipe.prompt),
         )
 
-    def _identified(self, recipe: Recipe) -> Recipe:
-        files = tuple(getattr(recipe, name) for name in _FILES)
-        if not any(files):
-            return recipe
-        same = self._once(("files", files), lambda: identified(recipe))
-        return recipe.model_copy(update={name: getattr(same, name) for name in _FILES})
+    def _plan(self, recipe: Recipe) -> Plan:
+        recipe = identified(recipe)
+        return make_plan(recipe, card_of(recipe), machine=self._machine, **self._limits)
 
     def _once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` gives or raises, asked once for each key."""
@@ -325,7 +342,8 @@ def _made(
         with contextlib.suppress(RunError):
             results.add([ended("interrupted", f"interrupted by {error}")])
         raise
-    return Row.of(each, "done", sha256=result.sha256, seconds=_since(began))
+    done = Row.of(each, "done", sha256=result.sha256, seconds=_since(began))
+    return replace(done, recipe_hash=result.recipe.hash)  # with the weights that were found
 
 
 def _since(began: float) -> float:

@@ -322,6 +322,21 @@ def test_foreign_files_need_overwrite(hires: Callable) -> None:
 
 
 @pytest.mark.slow
+def test_without_metadata_the_results_know_what_is_done(hires: Callable) -> None:
+    words = ("batch", "-", *TINY, "--no-metadata", "-q")
+    assert hires(*words, stdin=b"sea\n").code == 0
+    with Path("results.jsonl").open("a") as file:
+        file.write('{"torn\n[]\n')
+    assert hires(*words, stdin=b"sea\n").code == 0
+    lines = Path("results.jsonl").read_text().splitlines()
+    assert [json.loads(lines[number])["status"] for number in (0, -1)] == ["done", "skipped"]
+    Path("sea-seed0.tif").write_bytes(Path("sea-seed0.tif").read_bytes() + b"x")
+    ran = hires(*words, stdin=b"sea\n")
+    assert ran.code == 2
+    assert "sea-seed0.tif exists" in ran.err
+
+
+@pytest.mark.slow
 def test_two_shards_at_once_share_results(hires_process: Callable, tmp_path: Path) -> None:
     (tmp_path / "jobs.txt").write_text("sea\nstone\nmountains\nclouds\n")
     words = ("batch", "jobs.txt", *TINY, "-q")
