@@ -18,6 +18,17 @@ class RunStarted:
 
 
 @dataclass(frozen=True)
+class WentOn:
+    """An earlier run of the image is gone on with, at stage `index` (from 0) of `count`.
+
+    With `index == count` all stages were finished.
+    """
+
+    index: int
+    count: int
+
+
+@dataclass(frozen=True)
 class StageStarted:
     """Stage `index` (from 0) of `count` begins."""
 
@@ -124,6 +135,7 @@ class RunDone:
 
 Event = (
     RunStarted
+    | WentOn
     | StageStarted
     | StepDone
     | RowsEncoded

@@ -16,7 +16,16 @@ from hirescli.cascade.pictures import no_larger
 from hirescli.cascade.prepare import Models, guiding
 from hirescli.cascade.stages import LATENTS, Stages
 from hirescli.errors import RequestError, RunError
-from hirescli.events import Event, Listener, RunDone, RunStarted, StageDone, StageStarted, Warned
+from hirescli.events import (
+    Event,
+    Listener,
+    RunDone,
+    RunStarted,
+    StageDone,
+    StageStarted,
+    Warned,
+    WentOn,
+)
 from hirescli.models.load import quiet_libraries
 from hirescli.output.finalise import finalise
 from hirescli.output.pictures import to_spool
@@ -208,6 +217,8 @@ def _make(
 def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener) -> Path:
     """Run the stages that are not finished; returns the 8-bit spool of the last one."""
     first = _first_unfinished(plan, directory, stages)
+    if not directory.journal.empty:
+        tell(WentOn(first, len(plan.stages)))
     for cost in plan.stage_costs[first:]:
         stage, began = cost.stage, time.monotonic()
         size_px = (stage.width_px, stage.height_px)

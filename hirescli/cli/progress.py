@@ -45,12 +45,23 @@ class Work:
                 if part == "denoise":
                     self._calls[index] = self._calls.get(index, 0) + each.calls
         self._done = dict.fromkeys(self._totals, 0.0)
+        self._before = 0.0  # by an earlier run
         self._stage = 0
         self._calls_done = 0
 
     @property
     def fraction(self) -> float:
-        """Part of the operations that is done, 0 to 1."""
+        """Part of what this run has to do that is done, 0 to 1."""
+        left = 1.0 - self._before
+        return (self._part - self._before) / left if left > 0 else 1.0
+
+    @property
+    def share(self) -> float:
+        """Part of all operations that this run has to do."""
+        return 1.0 - self._before
+
+    @property
+    def _part(self) -> float:
         return sum(self._done.values()) / (sum(self._totals.values()) or 1.0)
 
     def take(self, event: Event) -> None:
@@ -68,8 +79,15 @@ class Work:
         elif isinstance(event, events.RowsDecoded):
             self._set(event.stage_index, "decode", event.rows / event.rows_total)
         elif isinstance(event, events.StageDone):
-            for part in ("encode", "denoise", "decode"):
-                self._set(event.index, part, 1.0)
+            self._finish(event.index)
+        elif isinstance(event, events.WentOn):
+            for index in range(event.index):
+                self._finish(index)
+            self._before = self._part
+
+    def _finish(self, index: int) -> None:
+        for part in ("encode", "denoise", "decode"):
+            self._set(index, part, 1.0)
 
     def _set(self, index: int, part: str, fraction: float) -> None:
         self._done[index, part] = self._totals.get((index, part), 0.0) * fraction
@@ -146,6 +164,8 @@ class Lines:
             return f"{self._label}, {event.steps} steps"
         if isinstance(event, events.StageDone):
             return f"{self._label}: {format_seconds(event.seconds)}"
+        if isinstance(event, events.WentOn):
+            return went_on_line(event)
         return closing_line(event)
 
     def _print(self, line: str) -> None:
@@ -156,6 +176,13 @@ def stage_label(event: events.StageStarted) -> str:
     """A stage in a few words, such as "stage 2/3 upscale 1024x512"."""
     size = f"{event.width_px}x{event.height_px}"
     return f"stage {event.index + 1}/{event.count} {event.kind} {size}"
+
+
+def went_on_line(event: events.WentOn) -> str:
+    """What an earlier run has left to do."""
+    if event.index == event.count:
+        return "going on with an earlier run: all stages are finished"
+    return f"going on with an earlier run at stage {event.index + 1}/{event.count}"
 
 
 def closing_line(event: Event) -> str | None:
@@ -268,7 +295,8 @@ class Display:
             return
         self._work.take(event)
         fraction = self._work.fraction
-        left = seconds_left(self._clock() - self._started, fraction, self._planned_seconds)
+        planned = self._planned_seconds * self._work.share
+        left = seconds_left(self._clock() - self._started, fraction, planned)
         time_left = f"{format_seconds(left)} left, " if fraction < 1 else ""
         note = f"{time_left}peak memory {format_bytes(peak_rss_bytes())}"
         self._progress.update(self._image, completed=fraction, note=note)

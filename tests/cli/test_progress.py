@@ -72,6 +72,19 @@ def test_work_grows_from_0_to_1(model: str, choices: dict[str, str]) -> None:
     assert seen[-1] == pytest.approx(1)
 
 
+def test_an_earlier_run_is_no_work_of_this_one(plan: Plan) -> None:
+    work, told = Work(plan), story(plan)
+    last = [event for event in told if getattr(event, "stage_index", None) == 2]
+    work.take(events.WentOn(2, 3))
+    assert work.fraction == 0
+    assert 0 < work.share < 1
+    for event in last:
+        work.take(event)
+    assert work.fraction == pytest.approx(1)
+    work.take(events.WentOn(3, 3))
+    assert work.fraction == 1
+
+
 def test_time_left_is_planned_first_and_measured_later() -> None:
     assert seconds_left(0, 0, 60) == 60
     assert seconds_left(10, 0.5, 60) == 10
