@@ -12,10 +12,7 @@ References:
 from __future__ import annotations
 
 import codecs
-import contextlib
 import json
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +20,7 @@ from xml.sax.saxutils import escape
 
 from hirescli.errors import RequestError
 from hirescli.output.containers import JPEG_START, PNG_START, read_jpeg, read_png, tiff_end
+from hirescli.output.quiet import tifffile_silent
 from hirescli.recipe import Recipe, read_json_fragment, read_recipe_file
 
 if TYPE_CHECKING:
@@ -177,7 +175,7 @@ def _head(path: Path) -> bytes:
 def _inspect_tiff(path: Path) -> ImageFacts:
     from tifffile import TiffFile
 
-    with _tifffile_silent(), TiffFile(path) as tiff:
+    with tifffile_silent(), TiffFile(path) as tiff:
         first = tiff.pages.first
         size_bytes, end = path.stat().st_size, tiff_end(tiff)
         if end > size_bytes:
@@ -186,17 +184,6 @@ def _inspect_tiff(path: Path) -> ImageFacts:
             )
         width_px, height_px = int(first.shape[1]), int(first.shape[0])
         return _facts(path, "tiff", width_px, height_px, [first.description], _levels(tiff))
-
-
-@contextlib.contextmanager
-def _tifffile_silent() -> Iterator[None]:
-    """What it logs about damaged files would stand beside our message on the terminal."""
-    logger = logging.getLogger("tifffile")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def _levels(tiff: TiffFile) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hirescli.errors import RequestError
 from hirescli.output.containers import tiff_end
+from hirescli.output.quiet import tifffile_silent
 from hirescli.units import format_bytes
 
 if TYPE_CHECKING:
@@ -40,7 +38,7 @@ def largest_page(path: Path, *, most_held_px: int) -> tuple[int, bool]:
     from tifffile import TiffFile, TiffPage
 
     try:
-        with _silent(), TiffFile(path) as tiff:
+        with tifffile_silent(), TiffFile(path) as tiff:
             pages = [page for page in tiff.pages if isinstance(page, TiffPage)]
             end, size_bytes = tiff_end(tiff), path.stat().st_size
     except RequestError:
@@ -81,14 +79,3 @@ def _check_strips(path: Path, page: TiffPage, most_held_px: int) -> None:
             f" {format_bytes(packed_bytes)}, which are read whole; save it with parts below"
             f" {most_held_px / 1e6:.0f} MP and {format_bytes(_MOST_PACKED_BYTES)}"
         )
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """What tifffile logs about damaged files would stand beside our message on the terminal."""
-    logger = logging.getLogger("tifffile")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before

@@ -6,6 +6,8 @@ from hirescli.errors import RequestError
 from hirescli.planning.card import Card
 from hirescli.recipe import Recipe
 
+_MOST_STRETCH = 1.03  # that nobody sees, and that sides of whole multiples ask for
+
 
 def check_choices(recipe: Recipe, card: Card) -> None:
     """Refuse what the model of a card cannot do (sizes are `sizes.py`'s matter).
@@ -63,5 +65,23 @@ def _check_plugins(recipe: Recipe, card: Card) -> None:
                     f"{flag} does not work with model `{card.name}`: nothing of the kind was made "
                     "for it; choose a Stable Diffusion model with --model"
                 )
+    if recipe.image_adapter is not None and not recipe.image_prompts:
+        raise RequestError(
+            "--image-adapter does nothing by itself: say with --image-prompt what it shall look at"
+        )
     if recipe.source is not None and recipe.init_image is not None:
         raise RequestError("an enlarged picture has no base stage: leave --init-image out")
+
+
+def stretched(recipe: Recipe) -> list[str]:
+    """What is to be said of pictures whose shape is not that of the picture that is made."""
+    pictures = [*recipe.controls, *([recipe.init_image] if recipe.init_image else [])]
+    aspect = recipe.width_px / recipe.height_px
+    return [
+        f"{each.path} ({each.width_px}x{each.height_px} px) has another shape than the picture: "
+        "it is stretched; crop it to keep its proportions"
+        for each in pictures
+        if each.width_px
+        and each.height_px
+        and not 1 / _MOST_STRETCH < each.width_px / each.height_px / aspect < _MOST_STRETCH
+    ]

@@ -14,6 +14,7 @@ from hirescli.planning import cost
 from hirescli.planning.budgets import fitted
 from hirescli.planning.card import Card
 from hirescli.planning.cascade import Stage, choices_without_effect, resolve, stages
+from hirescli.planning.choices import stretched
 from hirescli.planning.cost import Budgets, ComponentCost, StageCost
 from hirescli.planning.formats import check_format, check_options, format_for
 from hirescli.planning.machine import Machine
@@ -290,6 +291,7 @@ def _warnings(
         card.foreign_prompt_warning(asked.prompt),
         native_warning(asked.width_px, asked.height_px, card),
         *choices_without_effect(asked, card, all_stages),
+        *stretched(asked),
     ]
     if host_memory_bytes is not None and budgets.host_bytes is None:
         found.append("--host-memory has no effect: on a CPU, --memory is the whole process's")

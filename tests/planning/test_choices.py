@@ -86,3 +86,20 @@ def test_several_images_share_one_disk(tmp_path: Path) -> None:
     check_disk_together(plans[:2], full)
     with pytest.raises(RequestError, match="first 3 of 3 images"):
         check_disk_together(plans, full)
+
+
+@pytest.mark.parametrize(
+    ("width_px", "height_px", "stretched"), [(80, 40, False), (81, 40, False), (60, 40, True)]
+)
+def test_stretched_pictures_are_warned_of(width_px: int, height_px: int, stretched: bool) -> None:
+    picture = {"path": "a.png", "width_px": width_px, "height_px": height_px, "sha256": "0" * 64}
+    made = plan(size="256x128", init_image=picture, init_strength=0.5)
+    assert [("a.png" in each and "stretched" in each) for each in made.warnings] == [
+        True for _ in range(stretched)
+    ]
+
+
+def test_an_image_adapter_needs_a_picture() -> None:
+    recipe = Recipe.from_fragments({"prompt": "x", "size": 512, "image_adapter": "a/b"})
+    with pytest.raises(RequestError, match="--image-prompt"):
+        make_plan(recipe, find_card("sd15"), machine=MACHINE)
