@@ -1,0 +1,179 @@
+"""Runs that end for real reasons, and go on: full disks, damaged files, other machines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import hirescli
+from hirescli.errors import RequestError, RunError
+from hirescli.events import Event, StageDone, StageStarted, StepDone, Warned, WentOn
+from hirescli.recipe import Recipe
+from hirescli.runs import journal
+
+pytestmark = pytest.mark.slow
+CHOICES = {"prompt": "a lake", "size": 256, "seed": 3, "steps": 3, "upscale_steps": 2, "rows": 2}
+
+
+class Ended(BaseException):
+    """What a signal does."""
+
+
+def recipe(**more: object) -> Recipe:
+    return Recipe.from_fragments(CHOICES, more)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """SHA-256 of an undisturbed run's output."""
+    return hirescli.generate(recipe(), tmp_path_factory.mktemp("whole") / "out.tif").sha256
+
+
+def end_at(kind: type, index: int) -> Callable[[Event], None]:
+    """A listener that ends the run at an event of a stage."""
+
+    def tell(event: Event) -> None:
+        of = getattr(event, "stage_index", getattr(event, "index", None))
+        if isinstance(event, kind) and of == index:
+            raise Ended
+
+    return tell
+
+
+def ended(output: Path, kind: type = StepDone, index: int = 1) -> Path:
+    """A run that ended there; returns its directory."""
+    with pytest.raises(Ended):
+        hirescli.generate(recipe(), output, listener=end_at(kind, index))
+    return output.with_name(output.name + ".run")
+
+
+def test_what_is_finished_is_not_made_again(tmp_path: Path, whole: str) -> None:
+    ended(tmp_path / "out.tif")
+    told: list[Event] = []
+    made = hirescli.generate(recipe(), tmp_path / "out.tif", listener=told.append)
+    assert made.sha256 == whole
+    assert WentOn(1, 2) in told
+    assert [event.index for event in told if isinstance(event, StageStarted)] == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.tif"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stage-0.spool.tif",
+        "last.spool.tif",
+        "journal.jsonl",
+        "stage-1.encoder-0",
+        "stage-1.latents",
+    ],
+)
+def test_one_flipped_bit_costs_time_only(tmp_path: Path, whole: str, name: str) -> None:
+    kind = StageDone if name.startswith(("last", "stage-1.latents")) else StepDone
+    folder = ended(tmp_path / "out.tif", kind, 1)
+    found = [path for path in folder.iterdir() if path.name.startswith(name)]
+    if name == "stage-1.latents":
+        assert not found  # the stage is finished, and they are of no use any more
+        return
+    (path,) = found
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    told: list[Event] = []
+    assert hirescli.generate(recipe(), tmp_path / "out.tif", listener=told.append).sha256 == whole
+    if name.startswith("stage-1.encoder"):
+        assert any(isinstance(event, Warned) and "damaged" in event.message for event in told)
+
+
+def test_a_disk_that_fills_up_ends_the_run_which_then_goes_on(
+    file_system: Callable[[str], Path], whole: str
+) -> None:
+    folder = file_system("8m")
+    filler = folder / "filler"
+
+    def fill(event: Event) -> None:
+        if isinstance(event, StepDone) and event.stage_index == 1:
+            with filler.open("wb") as file:
+                free = os.statvfs(folder)
+                file.write(bytes(free.f_bavail * free.f_frsize))
+
+    with pytest.raises(RunError) as caught:
+        hirescli.generate(recipe(), folder / "out.tif", listener=fill)
+    assert "No space" in str(caught.value) or "full" in str(caught.value)
+    assert not (folder / "out.tif").exists()
+    assert not list(folder.glob("*.partial"))
+    filler.unlink()
+    assert hirescli.generate(recipe(), folder / "out.tif").sha256 == whole
+
+
+@pytest.mark.parametrize(
+    ("key", "now"), [("torch", "0.1"), ("processor features", "none"), ("memory", "1")]
+)
+def test_other_conditions_are_refused_by_name(tmp_path: Path, key: str, now: str) -> None:
+    folder = ended(tmp_path / "out.tif", StepDone, 0)
+    left = json.loads((folder / "conditions.json").read_text())
+    (folder / "conditions.json").write_text(json.dumps(left | {key: now}))
+    with pytest.raises(RequestError, match=f"{key}.*--restart"):
+        hirescli.generate(recipe(), tmp_path / "out.tif")
+    assert (folder / "journal.jsonl").exists()
+
+
+def test_another_recipe_is_refused_with_both_values(tmp_path: Path) -> None:
+    ended(tmp_path / "out.tif", StepDone, 0)
+    with pytest.raises(RequestError, match=r"seed \(3, now 4\)"):
+        hirescli.generate(recipe(seed=4), tmp_path / "out.tif")
+
+
+def test_a_missing_guide_does_not_cost_what_is_finished(tmp_path: Path) -> None:
+    """A run that cannot go on now can go on later."""
+    folder = ended(tmp_path / "out.tif")
+    before = {path.name for path in folder.iterdir()}
+    with pytest.raises(RequestError):
+        hirescli.generate(recipe(steps=2), tmp_path / "out.tif")
+    assert {path.name for path in folder.iterdir()} == before
+
+
+def test_halved_bands_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: str
+) -> None:
+    """After memory ran out once, a later process halves at the same place: same bits."""
+    from hirescli.bands.execute import _PassRun
+
+    band, calls = _PassRun._band, [0]
+
+    def scarce(run: object, each: object) -> None:
+        calls[0] += 1
+        if calls[0] == 40:
+            raise MemoryError
+        band(run, each)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_PassRun, "_band", scarce)
+    once = hirescli.generate(recipe(), tmp_path / "once.tif").sha256
+    calls[0] = 0
+    monkeypatch.setattr(journal, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(journal, "_SHARE", 1e9)
+    ended(tmp_path / "out.tif", StepDone, 1)
+    assert hirescli.generate(recipe(), tmp_path / "out.tif").sha256 == once
+
+
+def test_latents_of_a_kept_run_are_decoded_again(tmp_path: Path, whole: str) -> None:
+    from hirescli.cascade.run import run
+    from hirescli.planning.machine import Machine
+
+    machine = Machine.detect()
+    first = hirescli.plan(recipe()).validate(machine, tmp_path / "one.tif")
+    (one,) = run([first], keep_runs=True)
+    again = hirescli.plan(recipe(format="png")).validate(machine, tmp_path / "two.png")
+    told: list[Event] = []
+    run([again], told.append, latents=tmp_path / "one.tif.run")
+    assert one.sha256 == whole
+    assert not any(isinstance(event, StepDone) for event in told)
+    other = hirescli.plan(recipe(seed=9)).validate(machine, tmp_path / "three.tif")
+    with pytest.raises(RequestError, match="differs in seed"):
+        run([other], latents=tmp_path / "one.tif.run")
+    assert not (tmp_path / "three.tif.run").exists()
