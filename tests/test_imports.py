@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hirescli"
 # The layers of docs/design.md, the lowest first. A module imports from its own and lower ones.
 LAYERS = [
     {"errors"},
-    {"units", "events"},
+    {"units", "events", "digest"},
     {"plugins"},
     {"recipe"},
     {"presets"},
@@ -31,6 +31,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 WITHOUT_TORCH = {
     "errors",
     "units",
+    "digest",
     "events",
     "plugins",
     "recipe",

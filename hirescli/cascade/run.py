@@ -32,7 +32,7 @@ from hirescli.output.pictures import to_spool
 from hirescli.output.spool import Spool
 from hirescli.planning.machine import peak_rss_bytes
 from hirescli.runs.conditions import conditions
-from hirescli.runs.directory import RunDirectory, kept_journal, refuse_conflict
+from hirescli.runs.directory import RunDirectory, kept_journal, refuse_conflict, run_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -160,11 +160,13 @@ def _ignore(_: Event) -> None:
 
 
 def _refuse_conflicts(plans: Sequence[ValidatedPlan]) -> None:
-    outputs = [validated.output for validated in plans]
+    outputs: set[Path] = set()
     for validated in plans:
-        if outputs.count(validated.output) > 1:
+        if validated.output in outputs:
             raise RequestError(f"two images would be {validated.output}; name each differently")
-        refuse_conflict(validated.output, validated.plan.recipe, conditions(validated.plan))
+        outputs.add(validated.output)
+        if run_path(validated.output).exists():
+            refuse_conflict(validated.output, validated.plan.recipe, conditions(validated.plan))
 
 
 @contextmanager

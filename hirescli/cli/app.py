@@ -1,6 +1,7 @@
 """The command `hires`: its commands, and how errors and signals become exit codes.
 
-Exit codes: 0 done, 2 the request is wrong, 1 it failed, 130 and 143 interrupted.
+Exit codes: 0 done, 2 the request is wrong, 1 it failed, 3 some jobs of a batch failed, 130 and 143
+interrupted.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from hirescli.errors import HiresError
 app = typer.Typer(
     name="hires",
     help="Make ultra-high-resolution images from a prompt, on one machine.",
-    epilog="Exit codes: 0 done, 2 the request is wrong, 1 it failed, 130 or 143 interrupted.",
+    epilog="Exit codes: 0 done, 2 the request is wrong, 1 it failed, 3 some jobs of a batch "
+    "failed, 130 or 143 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

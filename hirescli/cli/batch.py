@@ -305,7 +305,9 @@ class _Batch:
         results = Results(self._results_path)
         self._note_before(found, results)
         if self._how.restart:
-            _drop_leftovers(found.todo)
+            from hirescli.cli.generate import drop_leftovers
+
+            drop_leftovers([each.validated for each in found.todo])
         try:
             if found.todo:
                 self._run(found.todo, results)
@@ -332,7 +334,7 @@ class _Batch:
             self._tell(row)
 
     def _run(self, todo: Sequence[PlannedJob], results: Results) -> None:
-        from hirescli.cli.generate import _quiet_imports
+        from hirescli.cli.generate import quiet_imports
         from hirescli.cli.progress import listening
         from hirescli.events import Warned
 
@@ -340,7 +342,7 @@ class _Batch:
             plans = [each.validated.plan for each in todo]
             for message in dict.fromkeys(w for plan in plans for w in plan.warnings):
                 listener(Warned(message))
-            _quiet_imports()
+            quiet_imports()
             for row in self._made(todo, results, listener):
                 with _paused(listener):
                     self._tell(row)
@@ -412,17 +414,17 @@ class _Defaults:
     def __init__(
         self, request: SharedOptions, file: JobFile, planner: Planner, suffix: str
     ) -> None:
-        from hirescli.cli.request import _preset, _prompt_from_stdin, _recipe_file
+        from hirescli.cli.request import preset_file, prompt_from_stdin, recipe_file
         from hirescli.recipe import fragment_faults
 
         if request.prompt == "-":
-            request = replace(request, prompt=_prompt_from_stdin())
-        self._recipe_files = _recipe_file(request.recipe)
+            request = replace(request, prompt=prompt_from_stdin())
+        self._recipe_files = recipe_file(request.recipe)
         options = request.fragment()
         faults = [f"{key}: {fault}" for key, fault in fragment_faults(options)]
         if faults:
             raise ConfigError("the options", faults)
-        self._files = [*_preset(request.preset), file.defaults, options]
+        self._files = [*preset_file(request.preset), file.defaults, options]
         self._planner = planner
         self._suffix = suffix
         self._source = file.source
@@ -433,7 +435,7 @@ class _Defaults:
         Raises:
             RequestError: If it is no recipe.
         """
-        from hirescli.cli.request import _fitting, _of_its_size
+        from hirescli.cli.request import fitting, of_its_size
         from hirescli.recipe import Recipe
 
         own = dict(job.fragment)
@@ -445,9 +447,9 @@ class _Defaults:
             own["format"] = format_for(path, own.get("format"))
         files = [*self._recipe_files, *self._files]
         sized, own = self._sized(files, own)
-        fragments = [sized, *_fitting(files, own), own]
+        fragments = [sized, *fitting(files, own), own]
         if self._recipe_files:
-            fragments[1] = _of_its_size(fragments[1], fragments[2:])
+            fragments[1] = of_its_size(fragments[1], fragments[2:])
         return Recipe.from_fragments(*fragments, source=job.where)
 
     def _sized(
@@ -528,12 +530,6 @@ def _clear_finished(each: PlannedJob) -> None:
     from hirescli.runs.directory import clear_finished
 
     clear_finished(each.validated.output, each.validated.recipe)
-
-
-def _drop_leftovers(todo: Sequence[PlannedJob]) -> None:
-    from hirescli.cli import generate
-
-    generate._drop_leftovers([each.validated for each in todo])
 
 
 def _refusal(source: str, wrong: Sequence[tuple[Job, HiresError]]) -> HiresError:

@@ -34,7 +34,8 @@ def generate(
         typer.Option(
             metavar="RUN",
             help="Decode again what a run with --keep-run has left: its directory, or its output. "
-            "Only how latents are decoded and written can be chosen then.",
+            "Only how latents are decoded and written can be chosen then. Default: the image is "
+            "drawn.",
             show_default=False,
             rich_help_panel="Run",
         ),
@@ -98,7 +99,7 @@ def _make(
         show(all_images, None, as_json=how.json_)
         return
     if how.restart:
-        _drop_leftovers(todo)
+        drop_leftovers(todo)
     to_make = {validated.output for validated in todo}
     _clear_finished([image for image in all_images if image.output not in to_make])
     paths = Paths(all_images, to_make, silent=how.json_)
@@ -141,7 +142,8 @@ def _clear_finished(images: Sequence[Image]) -> None:
         clear_finished(image.output, image.plan.recipe)
 
 
-def _drop_leftovers(todo: Sequence[ValidatedPlan]) -> None:
+def drop_leftovers(todo: Sequence[ValidatedPlan]) -> None:
+    """Remove what earlier runs of the outputs have left."""
     from hirescli.runs.directory import RunDirectory, run_path
 
     for validated in todo:
@@ -170,13 +172,13 @@ def _run(
 
         for message in dict.fromkeys(w for image in all_images for w in image.plan.warnings):
             listener(Warned(message))
-        _quiet_imports()
+        quiet_imports()
         from hirescli.cascade.run import run  # loads torch: after all that can be refused is
 
         return run(todo, tell, keep_runs=how.keep_run, latents=latents)
 
 
-def _quiet_imports() -> None:
+def quiet_imports() -> None:
     """The libraries report at import already, before a run can quieten them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -71,7 +71,7 @@ def images(
 def _recipes(options: RequestOptions, source: Path | None) -> tuple[Recipe, ...]:
     from hirescli.recipe import Recipe
 
-    files = [*_recipe_file(options.recipe), *_preset(options.preset)]
+    files = [*recipe_file(options.recipe), *preset_file(options.preset)]
     flags = _flags(options, files)
     if source is None:
         sized = _default_size([*files, flags])
@@ -80,9 +80,9 @@ def _recipes(options: RequestOptions, source: Path | None) -> tuple[Recipe, ...]
 
         completed = enlarging(source, [*files, flags])
         sized, flags = {}, {k: v for k, v in flags.items() if k != "size"} | completed
-    fragments = [sized, *_fitting(files, flags), flags]
+    fragments = [sized, *fitting(files, flags), flags]
     if options.recipe is not None:
-        fragments[1] = _of_its_size(fragments[1], fragments[2:])
+        fragments[1] = of_its_size(fragments[1], fragments[2:])
     seeds = options.seed or []
     doubled = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     if doubled:
@@ -98,7 +98,7 @@ def _flags(options: RequestOptions, files: list[Mapping[str, Any]]) -> dict[str,
     from hirescli.planning.formats import check_held, format_for
 
     if options.prompt == _STDIN:
-        options = dataclasses.replace(options, prompt=_prompt_from_stdin())
+        options = dataclasses.replace(options, prompt=prompt_from_stdin())
     flags = options.fragment()
     named = _named_file(options.output)
     if named is not None or "format" in flags:
@@ -125,7 +125,7 @@ def _size(fragments: list[Mapping[str, Any]]) -> tuple[int, int] | None:
     return width_px, height_px
 
 
-def _fitting(files: list[Mapping[str, Any]], flags: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def fitting(files: list[Mapping[str, Any]], flags: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The files without what served their own format and says nothing in the asked one."""
     from hirescli.planning.formats import without_effect
 
@@ -142,7 +142,7 @@ def _fitting(files: list[Mapping[str, Any]], flags: Mapping[str, Any]) -> list[M
     ]
 
 
-def _of_its_size(recipe: Mapping[str, Any], others: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+def of_its_size(recipe: Mapping[str, Any], others: list[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The recipe of a file without what was decided for its size, where another is asked for."""
     size = _size([recipe])
     if size is None or _size([recipe, *others]) == size:
@@ -150,7 +150,8 @@ def _of_its_size(recipe: Mapping[str, Any], others: list[Mapping[str, Any]]) -> 
     return {key: value for key, value in recipe.items() if key not in _OF_THE_SIZE}
 
 
-def _prompt_from_stdin() -> str:
+def prompt_from_stdin() -> str:
+    """The prompt that is read from stdin."""
     data = sys.stdin.buffer.read(_MOST_STDIN_BYTES + 1)
     if len(data) > _MOST_STDIN_BYTES:
         raise RequestError(
@@ -164,7 +165,8 @@ def _prompt_from_stdin() -> str:
         ) from error
 
 
-def _recipe_file(path: Path | None) -> list[Mapping[str, Any]]:
+def recipe_file(path: Path | None) -> list[Mapping[str, Any]]:
+    """What a recipe file, or the recipe in a picture, says; empty without one."""
     if path is None:
         return []
     if path.suffix.lower() == ".json":  # the common case needs no image library
@@ -176,7 +178,8 @@ def _recipe_file(path: Path | None) -> list[Mapping[str, Any]]:
     return [read_recipe(path)]
 
 
-def _preset(name: str | None) -> list[Mapping[str, Any]]:
+def preset_file(name: str | None) -> list[Mapping[str, Any]]:
+    """What a preset says; empty without one."""
     if name is None:
         return []
     from hirescli import presets

@@ -187,11 +187,13 @@ def check_disk_together(plans: Sequence[ValidatedPlan], machine: Machine) -> Non
         RequestError: If one finds too little room beside the finished ones before it.
     """
     finished: dict[Path, int] = {}
+    free_bytes: dict[Path, int] = {}
     for number, validated in enumerate(plans, start=1):
         folder = validated.output.parent
         needed = finished.get(folder, 0) + validated.plan.disk_bytes
-        left = sum(left_bytes(p.output) for p in plans[:number] if p.output.parent == folder)
-        free = machine.disk_free_bytes(folder) + left
+        if folder not in free_bytes:
+            free_bytes[folder] = machine.disk_free_bytes(folder)
+        free = free_bytes[folder] = free_bytes[folder] + left_bytes(validated.output)
         if needed > free:
             raise RequestError(
                 f"needs {format_bytes(needed)} of disk in {folder} for the first {number} of "

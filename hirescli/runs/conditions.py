@@ -6,8 +6,6 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
     from hirescli.planning.plan import Plan
 
@@ -16,6 +14,8 @@ _PACKAGES = ("hirescli", "torch", "diffusers", "transformers")
 
 def conditions(plan: Plan) -> dict[str, str]:
     """Versions, processor, device and budgets, each as text under a name that people know."""
+    import torch
+
     made = {name: _version(name) for name in _PACKAGES}
     made["machine"] = platform.machine()
     made["processor features"] = torch.backends.cpu.get_cpu_capability()

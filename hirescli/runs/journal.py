@@ -20,7 +20,6 @@ from typing import Any
 
 from hirescli.digest import digest
 from hirescli.errors import RunError
-from hirescli.runs.blob import DamagedError, read_blob, write_blob
 
 JOURNAL = "journal.jsonl"
 RECORD_SUFFIX = ".record"
@@ -138,6 +137,8 @@ class Journal:
         before = self.fact(key)
         count = 0 if before is None else before["count"] + 1
         name = f"{key}-{count}{suffix}"
+        from hirescli.bands.blob import write_blob  # needs torch, which telling of runs does not
+
         with self._timed():
             try:
                 text, size_bytes = write_blob(self.folder / name, tree, synced=synced)
@@ -153,6 +154,8 @@ class Journal:
         fact = self.fact(key)
         if fact is None or fact.get("file") is None:
             return None
+        from hirescli.bands.blob import DamagedError, read_blob
+
         try:
             with self._timed():
                 return read_blob(self.folder / fact["file"], fact["digest"])

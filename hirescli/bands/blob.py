@@ -16,13 +16,12 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from hirescli.bands.snapshot import Tree
 from hirescli.digest import Digest, file_digest
 
 _MARK = b"hiresrec"
 _TAIL_BYTES = len(_MARK) + 8
 _WRITING_SUFFIX = ".writing"
-
-Tree = Any
 
 
 class DamagedError(Exception):
