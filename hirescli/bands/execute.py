@@ -60,6 +60,7 @@ class Execution:
     _standing_bytes: int = field(init=False)  # of values that other calls keep
     _kept: dict[int, Kept] = field(default_factory=dict)
     _values: dict[int, Tensor] = field(default_factory=dict)
+    _spoken_of: set[int] = field(default_factory=set)  # values on disk that a snapshot needs
 
     def __post_init__(self) -> None:
         self._weights = PassWeights(self.graph.nodes[0].device)
@@ -112,11 +113,14 @@ class Execution:
             self._forget()
             return 1, None
         self._values = {op: read() for op, read in tree["values"]}
+        self._spoken_of = {op for op, _ in tree["kept"]}
         return tree["pass"], tree["begun"]
 
     def save(self, number: int, begun: Tree | None) -> None:
         """Take a snapshot: pass `number` is next, or under way as `begun` says."""
         assert self.resumable is not None
+        stores, kept = self.schedule.stores, self.schedule.kept
+        self._spoken_of = {op for op in self._kept if stores[kept[op]].name == "disk"}
         self.resumable.snapshots.save({
             "schedule": self._digest,
             "pass": number,
@@ -134,17 +138,23 @@ class Execution:
 
     def _free(self, each: Pass, number: int) -> None:
         """Let go of values that nothing reads any more."""
-        stores = self.schedule.stores
-        on_disk = any(stores[self.schedule.kept[op]].name == "disk" for op in each.frees)
         freed = {op: self._kept.pop(op) for op in each.frees}
-        if on_disk and self.resumable is not None and number < len(self.schedule.passes):
-            try:
-                self.save(number + 1, None)  # the latest snapshot speaks of a file that goes now
+        if self.resumable is not None and self._spoken_of & freed.keys():
+            try:  # the latest snapshot needs a file that goes now
+                self._save_or_drop(number + 1)
             except BaseException:
                 self._kept |= freed
                 raise
         for kept in freed.values():
             kept.close()
+
+    def _save_or_drop(self, number: int) -> None:
+        assert self.resumable is not None
+        if self.resumable.snapshots.due(self.counted_bytes):
+            self.save(number, None)
+        else:
+            self.resumable.snapshots.drop()
+            self._spoken_of = set()
 
     def _forget(self, *, leave: bool = False) -> None:
         for kept in self._kept.values():

@@ -47,6 +47,9 @@ class Snapshots(Protocol):
     def save(self, tree: Tree) -> None:
         """Write a snapshot in place of the latest."""
 
+    def drop(self) -> None:
+        """Forget the latest snapshot: what it speaks of goes."""
+
     def halved(self, number: int, progress: int, rows: int) -> None:
         """Remember that bands of a pass have so many rows from a place on."""
 

@@ -26,6 +26,7 @@ RECORD_SUFFIX = ".record"
 SNAPSHOT_SUFFIX = ".snapshot"
 VALUE_SUFFIX = ".value"
 _RESULT = "result"
+_UNDER_WAY = "under-way"
 
 SUFFIXES = (RECORD_SUFFIX, SNAPSHOT_SUFFIX, VALUE_SUFFIX)
 
@@ -34,10 +35,10 @@ Fact = dict[str, Any]
 
 # A snapshot is due when writing it takes no more than this share of the time since the last, and
 # at least so many seconds are at stake.
-_SHARE = 0.015
+_SHARE = 0.01
 _LEAST_SECONDS = 10.0
-_SYNCED_SECONDS = 1.0  # of work that a record saves, for it to be worth waiting for the disk
-_BYTES_PER_SECOND = 4e8  # of a disk, until it was measured
+_SYNCED_SECONDS = 5.0  # of work that a record saves, for it to be worth waiting for the disk
+_BYTES_PER_SECOND = 3e8  # of a disk, until it was measured
 
 
 class Journal:
@@ -295,12 +296,12 @@ class CallRecord:
         """Remember what it gave; what was quick need not outlive the machine."""
         synced = time.monotonic() - self._began > _SYNCED_SECONDS
         self._journal.write(self.prefix + _RESULT, RECORD_SUFFIX, tree, synced=synced)
-        if self._journal.fact(self.prefix + "under-way") is not None:
+        if self._journal.fact(self.prefix + _UNDER_WAY) is not None:
             self._journal.drop(self.prefix, but=self.prefix + _RESULT)
 
     def latest(self) -> Tree | None:
         """The latest snapshot."""
-        return self._journal.read(self.prefix + "under-way")
+        return self._journal.read(self.prefix + _UNDER_WAY)
 
     def due(self, count_bytes: int) -> bool:
         """Whether a snapshot of so many bytes costs little beside the work since the last."""
@@ -310,9 +311,13 @@ class CallRecord:
     def save(self, tree: Tree) -> None:
         """Write a snapshot."""
         began = time.monotonic()
-        size_bytes = self._journal.write(self.prefix + "under-way", SNAPSHOT_SUFFIX, tree)
+        size_bytes = self._journal.write(self.prefix + _UNDER_WAY, SNAPSHOT_SUFFIX, tree)
         self._since = time.monotonic()
         self._bytes_per_second = size_bytes / max(1e-3, self._since - began)
+
+    def drop(self) -> None:
+        """Forget the latest snapshot."""
+        self._journal.drop(self.prefix + _UNDER_WAY)
 
     def halved(self, number: int, progress: int, rows: int) -> None:
         """Remember a halving."""

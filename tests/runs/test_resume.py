@@ -75,9 +75,6 @@ def test_one_flipped_bit_costs_time_only(tmp_path: Path, whole: str, name: str) 
     kind = StageDone if name.startswith(("last", "stage-1.latents")) else StepDone
     folder = ended(tmp_path / "out.tif", kind, 1)
     found = [path for path in folder.iterdir() if path.name.startswith(name)]
-    if name == "stage-1.latents":
-        assert not found  # the stage is finished, and they are of no use any more
-        return
     (path,) = found
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
