@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hirescli.cascade.pictures import no_larger
-from hirescli.cascade.prepare import Models, guiding
+from hirescli.cascade.prepare import Models, guides_of
 from hirescli.cascade.stages import Stages
 from hirescli.errors import RequestError
 from hirescli.events import Event, Listener, RunDone, RunStarted, StageDone, StageStarted, Warned
@@ -127,9 +127,9 @@ def _make(
     recipe = _with_truncation(plan.recipe, model, tell)
     noise = torch.Generator("cpu").manual_seed(recipe.seed)
     spill = plan.spill or directory.path
-    with guiding(recipe, model, directory.spool) as guides:
-        stages = Stages(model, plan, noise, spill, tell, guides)
-        last_spool = _cascade(plan, directory, stages, tell)
+    guides = guides_of(recipe, model, directory.spool)
+    stages = Stages(model, plan, noise, spill, tell, guides)
+    last_spool = _cascade(plan, directory, stages, tell)
     file = finalise(
         last_spool,
         validated.output,
