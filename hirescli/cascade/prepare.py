@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,8 +163,7 @@ def _as_found(recipe: Recipe, source: ModelSource, plugged: dict[Key, PluginSour
     return recipe.model_copy(update=said)
 
 
-@contextmanager
-def guiding(recipe: Recipe, model: Model, spool_of: Callable[[str], Path]) -> Iterator[Guides]:
+def guides_of(recipe: Recipe, model: Model, spool_of: Callable[[str], Path]) -> Guides:
     """Control images and image prompts of a recipe, ready for every stage.
 
     ControlNets and the IP-Adapter, which sits in the model's denoiser, stay for the next recipe
@@ -187,7 +185,7 @@ def guiding(recipe: Recipe, model: Model, spool_of: Callable[[str], Path]) -> It
         spool = spool_of(f"control-{number}")
         to_spool(control.path, spool)
         controls.append((module, spool, control.scale))
-    yield Guides(tuple(controls), _embeds(recipe, model, spool_of, place))
+    return Guides(tuple(controls), _embeds(recipe, model, spool_of, place))
 
 
 def _controlnets(recipe: Recipe, model: Model) -> list[Any]:

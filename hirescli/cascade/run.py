@@ -13,7 +13,7 @@ import torch
 
 from hirescli.cascade.decoded import holds
 from hirescli.cascade.pictures import no_larger
-from hirescli.cascade.prepare import Models, guiding
+from hirescli.cascade.prepare import Models, guides_of
 from hirescli.cascade.stages import LATENTS, Stages
 from hirescli.errors import RequestError, RunError
 from hirescli.events import (
@@ -200,9 +200,9 @@ def _make(
     recipe = _with_truncation(plan.recipe, model, tell)
     noise = torch.Generator("cpu").manual_seed(recipe.seed)
     spill = plan.spill or directory.path
-    with guiding(recipe, model, directory.spool) as guides:
-        stages = Stages(model, plan, noise, spill, tell, directory.journal, guides)
-        last_spool = _cascade(plan, directory, stages, tell)
+    guides = guides_of(recipe, model, directory.spool)
+    stages = Stages(model, plan, noise, spill, tell, directory.journal, guides)
+    last_spool = _cascade(plan, directory, stages, tell)
     file = finalise(
         last_spool,
         validated.output,

@@ -35,7 +35,7 @@ def enlarging(source: Path, fragments: Sequence[Mapping[str, Any]]) -> dict[str,
         said |= fragment
     made = {"source": str(source), "prompt": said.get("prompt", "")}
     empty: Mapping[str, Any] = {}
-    sized = next((each for each in reversed(fragments) if says_size(each)), empty)
+    sized = next((each for each in reversed(fragments) if _says_size(each)), empty)
     size = str(sized.get("size", ""))
     if sized and not size.isdigit():  # both sides, or what the recipe will name as no size
         return made | {key: value for key, value in sized.items() if key in _SIZES}
@@ -51,6 +51,6 @@ def enlarging(source: Path, fragments: Sequence[Mapping[str, Any]]) -> dict[str,
     return made | {"width_px": width_px, "height_px": height_px}
 
 
-def says_size(fragment: Mapping[str, Any]) -> bool:
+def _says_size(fragment: Mapping[str, Any]) -> bool:
     """Whether a partial recipe says a size, or half of one."""
     return any(fragment.get(key) is not None for key in _SIZES)

@@ -15,7 +15,7 @@ from PIL import Image
 
 import hirescli
 from hirescli.cascade import prepare
-from hirescli.cascade.prepare import Models, guiding
+from hirescli.cascade.prepare import Models, guides_of
 from hirescli.cascade.run import run
 from hirescli.errors import RequestError
 from hirescli.models.load import Model, load
@@ -113,8 +113,7 @@ def test_what_plugs_in_is_loaded_once_for_all_seeds(
     }  # fmt: skip
     given = []
     for seed in range(2):
-        with guiding(recipe(root, seed=seed, **both), model, tmp_path.joinpath) as guides:
-            given.append(guides)
+        given.append(guides_of(recipe(root, seed=seed, **both), model, tmp_path.joinpath))
     assert (len(controlnets), len(mounts)) == (2, 1)
     one, other = ([module for module, _, _ in each.controlnets] for each in given)
     assert one[0] is other[0]
@@ -122,13 +121,12 @@ def test_what_plugs_in_is_loaded_once_for_all_seeds(
     assert one[0] is not one[1]  # each runs with a picture of its own
     assert given[0].image_embeds is not None
     assert model.unet.encoder_hid_proj is not None
-    with guiding(recipe(root), model, tmp_path.joinpath) as guides:
-        assert (guides.controlnets, guides.image_embeds) == ((), None)
-        assert model.unet.encoder_hid_proj is None  # taken out again
-    with guiding(recipe(root, **both), model, tmp_path.joinpath):
-        assert (len(controlnets), len(mounts)) == (4, 2)
-    with guiding(recipe(root), model, tmp_path.joinpath):
-        pass
+    guides = guides_of(recipe(root), model, tmp_path.joinpath)
+    assert (guides.controlnets, guides.image_embeds) == ((), None)
+    assert model.unet.encoder_hid_proj is None  # taken out again
+    guides_of(recipe(root, **both), model, tmp_path.joinpath)
+    assert (len(controlnets), len(mounts)) == (4, 2)
+    guides_of(recipe(root), model, tmp_path.joinpath)
 
 
 def lying(upright: Image.Image, path: Path) -> None:
@@ -167,11 +165,10 @@ def test_image_prompts_are_read_as_other_pictures(
     seen = []
     for name in ("plain.png", f"other{suffix}"):
         choices = {"image_prompts": [str(tmp_path / name)], "image_adapter": str(root / "sd15-ip")}
-        with guiding(recipe(root, **choices), model, tmp_path.joinpath) as guides:
-            assert guides.image_embeds is not None
-            seen.append(guides.image_embeds[0])
-    with guiding(recipe(root), model, tmp_path.joinpath):
-        pass
+        guides = guides_of(recipe(root, **choices), model, tmp_path.joinpath)
+        assert guides.image_embeds is not None
+        seen.append(guides.image_embeds[0])
+    guides_of(recipe(root), model, tmp_path.joinpath)
     assert torch.equal(*seen)
     assert float(seen[0].abs().max()) > 0.01
     assert not list(tmp_path.glob("prompt-*"))  # the disk is free again
@@ -192,6 +189,5 @@ def test_a_broken_image_prompt_is_named(root: Path, model: Model, tmp_path: Path
     (tmp_path / "broken.png").write_bytes((root / "picture.png").read_bytes()[:200])
     choices = {"image_prompts": [str(tmp_path / "broken.png")]}
     made = recipe(root, **choices, image_adapter=str(root / "sd15-ip"))
-    prepared = guiding(made, model, tmp_path.joinpath)
     with pytest.raises(RequestError, match=r"broken\.png"):
-        prepared.__enter__()
+        guides_of(made, model, tmp_path.joinpath)
