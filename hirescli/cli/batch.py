@@ -334,7 +334,6 @@ class _Batch:
             self._tell(row)
 
     def _run(self, todo: Sequence[PlannedJob], results: Results) -> None:
-        from hirescli.cli.generate import quiet_imports
         from hirescli.cli.progress import listening
         from hirescli.events import Warned
 
@@ -342,7 +341,6 @@ class _Batch:
             plans = [each.validated.plan for each in todo]
             for message in dict.fromkeys(w for plan in plans for w in plan.warnings):
                 listener(Warned(message))
-            quiet_imports()
             for row in self._made(todo, results, listener):
                 with _paused(listener):
                     self._tell(row)
@@ -350,7 +348,10 @@ class _Batch:
     def _made(
         self, todo: Sequence[PlannedJob], results: Results, listener: Listener
     ) -> Iterator[Row]:
-        from hirescli.cascade.run import Runner  # loads torch: after all that can be refused is
+        from hirescli.cli.imports import importing
+
+        with importing():  # after all that can be refused is
+            from hirescli.cascade.run import Runner
         from hirescli.runs.batch import Row, by_model, make_jobs, refused
 
         def start(plans: Sequence[ValidatedPlan]) -> Runner:

@@ -159,6 +159,7 @@ def _run(
     how: MakingOptions,
     latents: Path | None,
 ) -> Sequence[Result]:
+    from hirescli.cli.imports import importing
     from hirescli.cli.progress import listening
     from hirescli.events import Event, RunDone, Warned
 
@@ -172,16 +173,10 @@ def _run(
 
         for message in dict.fromkeys(w for image in all_images for w in image.plan.warnings):
             listener(Warned(message))
-        quiet_imports()
-        from hirescli.cascade.run import run  # loads torch: after all that can be refused is
+        with importing():  # after all that can be refused is
+            from hirescli.cascade.run import run
 
         return run(todo, tell, keep_runs=how.keep_run, latents=latents)
-
-
-def quiet_imports() -> None:
-    """The libraries report at import already, before a run can quieten them."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
 class Paths:
