@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 SMALL = ("-p", "mountains", "--size", 64, "--steps", 2)
 
@@ -20,6 +22,11 @@ def result(out: str) -> dict:
     last = json.loads(out.splitlines()[-1])
     assert last["event"] == "result"
     return last
+
+
+def image_of(out: bytes) -> dict:
+    (image,) = result(out.decode())["images"]
+    return image
 
 
 def test_two_seeds_and_the_same_again(hires: Callable) -> None:
@@ -93,22 +100,61 @@ def test_left_run_of_another_recipe(hires: Callable) -> None:
     assert not left.exists()
 
 
+LASTING = ("-p", "sea", "--size", 128, "--steps", 40, "--json")
+TOKEN = "hf_SeCrEtSeCrEtSeCrEtSeCrEtSeCrEtSeCrEt"
+
+
+def until(process: subprocess.Popen[bytes], event: str, **said: object) -> None:
+    """Read what a run tells until an event."""
+    for line in iter(process.stdout.readline, b""):
+        told = json.loads(line)
+        if told["event"] == event and said.items() <= told.items():
+            return
+    raise AssertionError(process.communicate(timeout=60))
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
-def test_interrupted_leaves_no_half_file(
+def test_interrupted_leaves_no_half_file_and_goes_on(
     hires_process: Callable, tmp_path: Path, number: int, code: int
 ) -> None:
-    words = ("--size", 512, "--steps", 200, "--json", "-o", "a.tif")
-    process = hires_process("generate", "-p", "sea", *words, cwd=tmp_path)
-    while b"step_done" not in process.stdout.readline():
-        assert process.poll() is None
+    """The command that is shown goes on to the bytes of an undisturbed run."""
+    environment = {**os.environ, "HF_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
+    words = ("generate", *LASTING, "-o", "a picture.tif")
+    process = hires_process(*words, cwd=tmp_path, env=environment)
+    until(process, "step_done", step=3)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert b"Traceback" not in err
-    assert not (tmp_path / "a.tif").exists()
+    assert not (tmp_path / "a picture.tif").exists()
     assert not list(tmp_path.glob("*.partial"))
+    left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert left
+    assert not any(TOKEN.encode() in each for each in [*left, out, err])
+
+    shown = err.decode().split("this goes on: hires ")[1]
+    resumed = hires_process(*shlex.split(shown), cwd=tmp_path)
+    told, err = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, err
+    assert [path.name for path in tmp_path.iterdir()] == ["a picture.tif"]
+    whole = hires_process("generate", *LASTING, "-o", "b.tif", cwd=tmp_path)
+    whole_told = whole.communicate(timeout=120)[0]
+    assert image_of(told)["sha256"] == image_of(whole_told)["sha256"]
+    assert b'"went_on"' in told
+    assert told.count(b'"pass_done"') < whole_told.count(b'"pass_done"')  # finished steps are not
+
+
+def test_a_second_signal_ends_it_now(hires_process: Callable, tmp_path: Path) -> None:
+    process = hires_process("generate", *LASTING, "-o", "a.tif", cwd=tmp_path)
+    until(process, "step_done", step=3)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode in (130, 143)
+    assert not (tmp_path / "a.tif").exists()
+    assert (tmp_path / "a.tif.run" / "journal.jsonl").exists()
 
 
 def test_reader_who_leaves_does_not_end_the_run(hires_process: Callable, tmp_path: Path) -> None:
@@ -136,25 +182,46 @@ def test_second_process_is_refused(hires_process: Callable, tmp_path: Path) -> N
     assert first.returncode == 143
 
 
-def test_killed_then_again(hires_process: Callable, tmp_path: Path) -> None:
-    words = ("generate", *SMALL, "--json", "-o")
+def test_killed_again_and_again(hires_process: Callable, tmp_path: Path) -> None:
+    words = ("generate", "-p", "sea", "--size", 256, "--steps", 3, "--upscale-steps", 2)
+    words = (*words, "--json", "-o")
     whole = hires_process(*words, "whole.tif", cwd=tmp_path).communicate(timeout=120)[0]
-    killed = hires_process(*words, "a.tif", cwd=tmp_path)
-    while b"step_done" not in killed.stdout.readline():
-        time.sleep(0)
-    killed.kill()
-    killed.communicate(timeout=60)
-    assert not (tmp_path / "a.tif").exists()
+    for event, stage in (("step_done", 0), ("stage_done", 0), ("step_done", 1)):
+        killed = hires_process(*words, "a.tif", cwd=tmp_path)
+        key = "index" if event == "stage_done" else "stage_index"
+        until(killed, event, **{key: stage})
+        killed.kill()
+        killed.communicate(timeout=60)
+        assert not (tmp_path / "a.tif").exists()
     again = hires_process(*words, "a.tif", cwd=tmp_path).communicate(timeout=120)[0]
-    hashes = {result(out.decode())["images"][0]["sha256"] for out in (whole, again)}
-    assert len(hashes) == 1
+    assert image_of(again)["sha256"] == image_of(whole)["sha256"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "whole.tif"]
+
+
+def test_a_read_only_file_system_is_refused_before_the_work(
+    hires: Callable, file_system: Callable[[str], Path]
+) -> None:
+    folder = file_system("8m")
+    assert hires("generate", *SMALL, "-q", "-o", folder / "done.tif").code == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    for words in (
+        ("-o", folder / "a.tif"),
+        ("-o", folder / "done.tif", "--overwrite"),
+        ("-o", "a.tif", "--spill", folder),
+    ):
+        ran = hires("generate", *SMALL, *words)
+        assert ran.code == 2, ran.err
+        assert "Traceback" not in ran.err
+        assert str(folder) in ran.err
+        assert not list(Path().iterdir())
+    # What is finished needs no writing.
+    assert hires("generate", *SMALL, "-q", "-o", folder / "done.tif").code == 0
 
 
 def test_module_is_the_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "hirescli", "plan", "-p", "sea"],
-        cwd=Path(__file__).parent.parent.parent, capture_output=True, text=True, check=False,
+        cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0
     assert "sea-seed0.tif" in done.stdout
