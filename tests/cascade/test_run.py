@@ -180,6 +180,44 @@ def test_latents_that_are_not_numbers(model: Model, tmp_path: Path) -> None:
     assert "--dtype" not in str(caught.value)
 
 
+class OverflowsInHalf(torch.nn.Module):
+    """A layer whose values are too large for bfloat16, as those of some decoders are."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.inner(x)
+        return made * float("inf") if made.dtype == torch.bfloat16 else made
+
+
+def test_a_decoder_that_overflows_is_tried_again_in_float32(model: Model, tmp_path: Path) -> None:
+    autoencoder = copy.deepcopy(model.autoencoder)
+    autoencoder.decoder[-1] = OverflowsInHalf(autoencoder.decoder[-1])
+    plan = hirescli.plan(recipe())
+    (base,) = plan.stage_costs
+    latents = banded_tensor(
+        torch.randn((1, 16, 16, 16), generator=torch.Generator().manual_seed(1))
+    )
+    pixels = []
+    for name, dtype in (("wanted", torch.float32), ("again", torch.bfloat16)):
+        told: list[Event] = []
+        folder = tmp_path / name
+        folder.mkdir()
+        fragile = replace(model, autoencoder=autoencoder.to(dtype))
+        stages = replace(stages_of(fragile, plan, folder), listener=told.append)
+        with Spool.create(folder / "spool", width_px=128, height_px=128) as spool:
+            stages.decode(latents, base, spool)
+            pixels.append(spool.read_rows(0, 128))
+        said = [event.message for event in told if isinstance(event, Warned)]
+        assert len(said) == (name == "again")
+        assert all("decoding again in float32" in each for each in said)
+        assert autoencoder.dtype == dtype  # as it was
+    assert pixels[0].std() > 1
+    assert abs(pixels[0].astype(int) - pixels[1]).max() <= 2  # weights were rounded to bfloat16
+
+
 def test_schedule_longer_than_the_model_has_is_refused(tmp_path: Path) -> None:
     wrong = recipe(256, strengths=(0.01,), upscale_steps=20)
     with pytest.raises(RequestError, match=r"2000.*1000"):
