@@ -16,10 +16,12 @@ from hirescli.evaluation.request import DTYPE, DTYPES, REPEAT, SIZE, Request
 
 _PROMPT = "snowy mountains above a lake at sunset"
 _SIZES = "512,1024,2048"
+_BATCH_SIZES = "128,256"
 _REPEAT = 2
 # What each kind of measurement takes, beside --output and --json.
 _TAKES = {
     "builtin": ("sizes", "repeat", "prompt"),
+    "batch": ("sizes",),
     "bands": ("size", "rows", "repeat", "dtype", "threads", "memory"),
     "vae": ("size", "rows", "dtype", "threads", "memory", "model"),
     "gpu": ("sizes", "device"),
@@ -34,7 +36,9 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="WHAT", help="What to measure: builtin, bands, vae or gpu.", show_default=False
+            metavar="WHAT",
+            help="What to measure: builtin, batch, bands, vae or gpu.",
+            show_default=False,
         ),
     ],
     sizes: Annotated[
@@ -42,8 +46,8 @@ def bench(
         _option(
             "--sizes",
             metavar="N,WxH,...",
-            text=f"builtin, gpu: sizes in pixels; builtin takes them as --size does. Default: "
-            f"{_SIZES}; for gpu 1024 to 16384.",
+            text="builtin, batch, gpu: sizes in pixels; builtin and batch take them as --size "
+            f"does. Default: {_SIZES}; for batch {_BATCH_SIZES}, for gpu 1024 to 16384.",
         ),
     ] = None,
     size: Annotated[
@@ -149,6 +153,8 @@ def bench(
     whole command, loading included; peak memory is the process's, as the system measured it;
     both stand beside what the plan had said.
 
+    batch: 20 pictures of the built-in model in one batch, and what goes beside making them.
+
     bands: the built-in denoiser, and the decoder of an autoencoder in the size of Stable
     Diffusion's with random weights; the plain call against the banded one, in turns in one
     process: seconds, error, memory.
@@ -170,7 +176,7 @@ def bench(
     if what == "builtin":
         text, facts = _builtin(sizes or _SIZES, repeat=repeat or _REPEAT, prompt=prompt or _PROMPT)
     else:
-        text, facts = {"bands": _bands, "vae": _vae, "gpu": _gpu}[what](asked)
+        text, facts = {"batch": _batch, "bands": _bands, "vae": _vae, "gpu": _gpu}[what](asked)
     if output is not None:
         _write(output, before, text)
     print(json.dumps(facts) if json_ else text)
@@ -240,6 +246,26 @@ def _builtin(sizes: str, *, repeat: int, prompt: str) -> tuple[str, dict[str, An
     )
     facts = {"machine": machine(), "help_seconds": fast, "runs": [asdict(run) for run in runs]}
     return text, facts
+
+
+def _batch(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    from hirescli.evaluation.batching import JOBS, batch_run
+    from hirescli.evaluation.page import machine, section
+    from hirescli.evaluation.tables import batch_table
+    from hirescli.units import parse_size
+
+    sizes = [parse_size(size.strip()) for size in asked.get("sizes", _BATCH_SIZES).split(",")]
+    runs = [batch_run(*size) for size in sizes]
+    text = section(
+        "Batches of the built-in model",
+        command="hires bench batch" + "".join(f" --{key} {value}" for key, value in asked.items()),
+        paragraphs=[
+            f"{date.today().isoformat()}. Machine: {machine()}. Jobs: {JOBS}.",
+            *batch_table(runs),
+        ],
+    )
+    rows = [asdict(run) | {"outside_share": run.outside_share} for run in runs]
+    return text, {"machine": machine(), "runs": rows}
 
 
 # Bands and decoders

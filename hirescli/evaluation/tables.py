@@ -10,6 +10,7 @@ from hirescli.units import format_bytes
 
 if TYPE_CHECKING:
     from hirescli.evaluation.bands import Comparison
+    from hirescli.evaluation.batching import BatchRun
     from hirescli.evaluation.benchmark import ImageRun
     from hirescli.evaluation.decoding import Decode
 
@@ -53,6 +54,28 @@ def pictures_table(runs: Sequence[ImageRun]) -> list[str]:
         "disk at their peak, reserved as planned. Journal is the share of time that goes into\n"
         "remembering what is finished. The levels of each file, as read back:",
         table(["size", "tifffile", "libvips", "Pillow"], read),
+    ]
+
+
+def batch_table(runs: Sequence[BatchRun]) -> list[str]:
+    """The paragraphs of `hires bench batch`."""
+    rows = [
+        [
+            f"{run.width_px}x{run.height_px}",
+            str(run.jobs),
+            f"{run.seconds:.1f} s",
+            f"{run.start_seconds:.1f} s",
+            f"{run.stages_seconds:.1f} s",
+            f"{run.writing_seconds:.1f} s",
+            f"{run.outside_share:.1%}",
+        ]
+        for run in runs
+    ]
+    return [
+        table(["size", "jobs", "time", "start", "stages", "writing", "outside both"], rows),
+        "Time is the whole command's. Start is what goes before the first picture: imports,\n"
+        "planning, loading the model. Outside is the share of the time, start included, that is\n"
+        "neither in stages nor in writing files.",
     ]
 
 
