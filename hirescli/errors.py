@@ -38,6 +38,14 @@ class RunError(HiresError):
     exit_code = 1
 
 
+class BusyError(RunError):
+    """Another process is making the output."""
+
+
+class NotFiniteError(RunError):
+    """A value that is no number; a black picture would hide it."""
+
+
 def _listed(faults: tuple[str, ...]) -> str:
     if len(faults) == 1:
         return faults[0]

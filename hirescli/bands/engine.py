@@ -21,6 +21,7 @@ from hirescli.bands.heap import HEAP_BYTES
 from hirescli.bands.snapshot import Journal, Record, Resumable
 from hirescli.bands.stores import Kept, Ledger, new_value
 from hirescli.bands.tensor import BandedTensor, Grid, Node
+from hirescli.errors import NotFiniteError
 from hirescli.events import Event, Listener
 from hirescli.planning.passes import Schedule, Store
 from hirescli.planning.schedule import make_schedule
@@ -230,7 +231,7 @@ class Engine:
             self._fill(nodes, kept, remembered)
         except BaseException as error:
             for value in kept:
-                value.close(leave=not isinstance(error, Exception))
+                value.close(leave=not isinstance(error, NotFiniteError))
             raise
         made = iter(_kept_input(n, k) for n, k in zip(nodes, kept, strict=True))
         return [BandedTensor.of([next(made) for _ in tensor.nodes]) for tensor in tensors]

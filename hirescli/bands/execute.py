@@ -18,17 +18,13 @@ from hirescli.bands.snapshot import Resumable, StaleError, Tree, state_of_tree, 
 from hirescli.bands.stores import Kept, Ledger, cut, new_value
 from hirescli.bands.tensor import OUTSIDE, Node, Span
 from hirescli.digest import digest
-from hirescli.errors import RunError
+from hirescli.errors import NotFiniteError, RunError
 from hirescli.events import BandHalved, Listener, PassDone
 from hirescli.planning.passes import Pass, Schedule
 from hirescli.planning.sweep import Band, Read, Step, Sweep
 
 Piece = tuple[int, int, Tensor]  # first row, row behind the last, band
 Sink = Callable[[int, int, Tensor], None]
-
-
-class NotFiniteError(RunError):
-    """A value that is no number, found in a pass."""
 
 
 @dataclass
@@ -93,7 +89,8 @@ class Execution:
                 self._weights.leave()
                 self.listener(PassDone(self.call, number, total))
         except BaseException as error:
-            self._forget(leave=not isinstance(error, Exception))  # a signal: it goes on later
+            # What a snapshot speaks of stays: after a signal or on a full disk it goes on later.
+            self._forget(leave=not isinstance(error, NotFiniteError))
             raise
         self._forget()
 
@@ -102,33 +99,39 @@ class Execution:
         if self.resumable is None:
             return 1, None
         tree = self.resumable.snapshots.latest()
-        if tree is None or tree["schedule"] != self._digest:
+        if tree is None:
+            return 1, None
+        if tree["schedule"] != self._digest:
+            self.resumable.snapshots.stale("a snapshot is of another schedule")
             return 1, None
         try:
             for op, kept in tree["kept"]:
                 self.kept(op).restore(kept)
             for saved, state in zip(self.resumable.outputs, tree["outputs"], strict=True):
                 saved.restore(state)
-        except StaleError:
+        except StaleError as error:
             self._forget()
+            self.resumable.snapshots.stale(str(error))
             return 1, None
         self._values = {op: read() for op, read in tree["values"]}
         self._spoken_of = {op for op, _ in tree["kept"]}
         return tree["pass"], tree["begun"]
 
-    def save(self, number: int, begun: Tree | None) -> None:
+    def save(self, number: int, begun: Tree | None) -> bool:
         """Take a snapshot: pass `number` is next, or under way as `begun` says."""
         assert self.resumable is not None
         stores, kept = self.schedule.stores, self.schedule.kept
-        self._spoken_of = {op for op in self._kept if stores[kept[op]].name == "disk"}
-        self.resumable.snapshots.save({
+        saved = self.resumable.snapshots.save({
             "schedule": self._digest,
             "pass": number,
             "begun": begun,
             "values": [[op, value] for op, value in self._values.items()],
             "kept": [[op, kept.state()] for op, kept in self._kept.items()],
-            "outputs": [saved.state() for saved in self.resumable.outputs],
+            "outputs": [output.state() for output in self.resumable.outputs],
         })  # fmt: skip
+        if saved:
+            self._spoken_of = {op for op in self._kept if stores[kept[op]].name == "disk"}
+        return saved
 
     @cached_property
     def _digest(self) -> str:
@@ -150,11 +153,10 @@ class Execution:
 
     def _save_or_drop(self, number: int) -> None:
         assert self.resumable is not None
-        if self.resumable.snapshots.due(self.counted_bytes):
-            self.save(number, None)
-        else:
-            self.resumable.snapshots.drop()
-            self._spoken_of = set()
+        if self.resumable.snapshots.due(self.counted_bytes) and self.save(number, None):
+            return
+        self.resumable.snapshots.drop()
+        self._spoken_of = set()
 
     def _forget(self, *, leave: bool = False) -> None:
         for kept in self._kept.values():

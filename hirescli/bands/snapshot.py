@@ -44,11 +44,14 @@ class Snapshots(Protocol):
     def due(self, count_bytes: int) -> bool:
         """Whether enough work was done since the latest to write so many bytes."""
 
-    def save(self, tree: Tree) -> None:
-        """Write a snapshot in place of the latest."""
+    def save(self, tree: Tree) -> bool:
+        """Write a snapshot in place of the latest; whether it is there, else the latest is."""
 
     def drop(self) -> None:
         """Forget the latest snapshot: what it speaks of goes."""
+
+    def stale(self, reason: str) -> None:
+        """As `drop`, and say why: nothing can go on from it."""
 
     def halved(self, number: int, progress: int, rows: int) -> None:
         """Remember that bands of a pass have so many rows from a place on."""

@@ -32,7 +32,7 @@ from hirescli.output.pictures import to_spool
 from hirescli.output.spool import Spool
 from hirescli.planning.machine import peak_rss_bytes
 from hirescli.runs.conditions import conditions
-from hirescli.runs.directory import RunDirectory, kept_journal, refuse_conflict, run_path
+from hirescli.runs.directory import RunDirectory, kept_journal, refuse_conflict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,6 +77,7 @@ class Runner:
         listener: Told of everything.
         keep_runs: Whether run directories stay when their images are finished.
         latents: A kept run directory whose latents are decoded again.
+        wait: Whether outputs that other processes are making are no fault yet.
 
     Raises:
         RequestError: If a run directory was left by another recipe, or two outputs are one.
@@ -90,10 +91,11 @@ class Runner:
         *,
         keep_runs: bool = False,
         latents: Path | None = None,
+        wait: bool = False,
     ) -> None:
         self._keep_runs, self._latents = keep_runs, latents
         self._tell = listener or _ignore
-        _refuse_conflicts(plans)
+        _refuse_conflicts(plans, wait=wait)
         self._models = Models(plans)
         # With the commits and digests of the weights that were found.
         self._plans = {found.output: found for found in self._models.find()}
@@ -109,7 +111,8 @@ class Runner:
         Raises:
             RequestError: If a file that the request names cannot be used; a new run directory is
                 not left then.
-            RunError: If another process works on the output, the disk is full, weights fail, or
+            BusyError: If another process works on the output.
+            RunError: If the disk is full, weights fail, or
                 a file of the output's name appeared during the run without leave to replace it.
         """
         validated, tell = self._plans[validated.output], self._tell
@@ -117,7 +120,7 @@ class Runner:
         assert threads is not None, "the recipe is not resolved"
         with (
             quiet_libraries(),
-            _directory(validated, tell) as directory,
+            _directory(validated, tell, keep=self._keep_runs) as directory,
             _torch_threads(threads),
         ):
             _reserve(validated.plan, directory)
@@ -130,10 +133,7 @@ class Runner:
                 if fresh:
                     directory.remove()
                 raise
-            if self._keep_runs:
-                directory.keep()
-            else:
-                directory.remove()
+            directory.finish()
             return made
 
 
@@ -159,14 +159,14 @@ def _ignore(_: Event) -> None:
     pass
 
 
-def _refuse_conflicts(plans: Sequence[ValidatedPlan]) -> None:
+def _refuse_conflicts(plans: Sequence[ValidatedPlan], *, wait: bool) -> None:
     outputs: set[Path] = set()
     for validated in plans:
         if validated.output in outputs:
             raise RequestError(f"two images would be {validated.output}; name each differently")
         outputs.add(validated.output)
-        if run_path(validated.output).exists():
-            refuse_conflict(validated.output, validated.plan.recipe, conditions(validated.plan))
+        plan = validated.plan
+        refuse_conflict(validated.output, plan.recipe, partial(conditions, plan), wait=wait)
 
 
 @contextmanager
@@ -180,13 +180,15 @@ def _torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _directory(validated: ValidatedPlan, tell: Listener) -> RunDirectory:
+def _directory(validated: ValidatedPlan, tell: Listener, *, keep: bool) -> RunDirectory:
     plan = validated.plan
     return RunDirectory(
         validated.output,
         recipe=plan.recipe,
         conditions=conditions(plan),
         plan_json=plan.to_json(),
+        spill=plan.spill,
+        keep=keep,
         warn=lambda message: tell(Warned(message)),
     )
 
@@ -199,9 +201,8 @@ def _make(
     tell(RunStarted(validated))
     recipe = _with_truncation(plan.recipe, model, tell)
     noise = torch.Generator("cpu").manual_seed(recipe.seed)
-    spill = plan.spill or directory.path
     guides = guides_of(recipe, model, directory.spool)
-    stages = Stages(model, plan, noise, spill, tell, directory.journal, guides)
+    stages = Stages(model, plan, noise, directory.spill, tell, directory.journal, guides)
     last_spool = _cascade(plan, directory, stages, tell)
     file = finalise(
         last_spool,
@@ -218,7 +219,7 @@ def _make(
 
 def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener) -> Path:
     """Run the stages that are not finished; returns the 8-bit spool of the last one."""
-    first = _first_unfinished(plan, directory, stages)
+    first = _first_unfinished(plan, directory, stages, tell)
     if not directory.journal.empty:
         tell(WentOn(first, len(plan.stages)))
     for cost in plan.stage_costs[first:]:
@@ -230,7 +231,6 @@ def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener
             rows = stages.decode(latents, cost, spool)
         journal = directory.journal.stage(stage.index)
         journal.note(_DONE, rows=rows)
-        del latents
         journal.drop(but=LATENTS if stage.index + 1 == len(plan.stages) else "")
         if stage.index:
             _spool_path(plan, directory, stage.index - 1).unlink(missing_ok=True)
@@ -238,41 +238,49 @@ def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener
     return _spool_path(plan, directory, len(plan.stages) - 1)
 
 
-def _first_unfinished(plan: Plan, directory: RunDirectory, stages: Stages) -> int:
+def _first_unfinished(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener) -> int:
     """The index of the first stage to run; behind the last if all are finished.
 
-    The noise goes on from where the stage before left it.
+    The noise goes on from where the stage before left it; a stage whose latents are whole draws
+    none and needs no picture before it.
     """
     for index in reversed(range(len(plan.stages))):
-        if _stands(plan, directory, index) and stages.go_on_behind(index):
+        if _stands(plan, directory, index, tell) and stages.go_on_behind(index):
             return index + 1
-        if directory.journal.stage(index).knows(LATENTS):
+        if stages.has_latents(index):
             return index
     return 0
 
 
-def _stands(plan: Plan, directory: RunDirectory, index: int) -> bool:
-    """Whether a stage is finished, and its spool what it was then."""
-    done = directory.journal.stage(index).fact(_DONE)
-    if done is None:
+def _stands(plan: Plan, directory: RunDirectory, index: int, tell: Listener) -> bool:
+    """Whether a stage is finished, and its spool what it was then; damage is told."""
+    done, path = directory.journal.stage(index).fact(_DONE), _spool_path(plan, directory, index)
+    if done is None or not path.exists():  # it goes with the stage that enlarges it
         return False
-    try:
-        with Spool.open(_spool_path(plan, directory, index)) as spool:
-            return holds(spool, done["rows"])
-    except RunError:
-        return False
+    with contextlib.suppress(RunError), Spool.open(path) as spool:
+        if holds(spool, done["rows"]):
+            return True
+    tell(Warned(f"{path.name} is damaged; it is made again"))
+    return False
 
 
 def _adopt_latents(left: Path, directory: RunDirectory, plan: Plan) -> None:
     """Begin with the latents that another run has kept.
 
     Raises:
-        RequestError: If it has none, or was of another picture.
+        RequestError: If it has none, they are damaged or of another picture, or it is the run
+            directory of this very output.
     """
+    if left.resolve() == directory.path.resolve():
+        raise RequestError(f"{left} is the run directory of this output; choose another with -o")
     index = len(plan.stages) - 1
-    kept = kept_journal(left, plan.recipe).stage(index)
-    if not Stages.adopt_latents(directory.journal.stage(index), kept):
-        raise RequestError(f"{left} has no latents; keep those of a run with --keep-run")
+    kept, own = kept_journal(left, plan.recipe).stage(index), directory.journal.stage(index)
+    if own.holds(LATENTS):  # of an earlier process that ended early
+        return
+    if not Stages.adopt_latents(own, kept):
+        raise RequestError(
+            f"{left} has no latents, or damaged ones; keep those of a run with --keep-run"
+        )
 
 
 def _spool_path(plan: Plan, directory: RunDirectory, index: int) -> Path:

@@ -20,7 +20,6 @@ from torch import Tensor
 from hirescli.attention.linfusion import mount, unmount
 from hirescli.bands.call import StreamedCall, replaced_forward
 from hirescli.bands.engine import Engine, banded_tensor
-from hirescli.bands.execute import NotFiniteError
 from hirescli.bands.graph import parameter_names
 from hirescli.bands.snapshot import Record, Resumable, Tree
 from hirescli.bands.tensor import BandedTensor
@@ -30,9 +29,8 @@ from hirescli.cascade.noise import noise_like
 from hirescli.cascade.pictures import no_larger, picture_rows
 from hirescli.cascade.pipelines import pipeline_of
 from hirescli.cascade.skip import SkipResidual, SkipSettings, skipping
-from hirescli.errors import RunError
+from hirescli.errors import NotFiniteError, RunError
 from hirescli.events import Listener, RowsDecoded, RowsEncoded, StepDone, Warned
-from hirescli.output import spool as spools
 from hirescli.output.resize import Resized
 from hirescli.output.spool import Spool
 from hirescli.planning.cascade import schedule_steps
@@ -54,6 +52,7 @@ GUIDANCE_RESCALE = 0.5
 # Names in the journal.
 LATENTS = "latents"
 _NOISE = "noise"
+_ADOPTED = "adopted"  # in the journal: the latents are another run's
 _IN_FLOAT32 = "decodes-in-float32"
 _TILED_ROWS = 512  # pixel rows that go to the spool at a time
 
@@ -105,10 +104,18 @@ class Stages:
         Args:
             cost: Of the stage.
             picture: Gives the spool that the stage enlarges; asked only if they are made.
+
+        Raises:
+            RunError: If they were another run's, which is to draw nothing, and are damaged.
         """
         stage = cost.stage
         if (found := self._remembered(cost)) is not None:
             return found
+        if self.journal.stage(stage.index).fact(_ADOPTED) is not None:
+            raise RunError(
+                "the latents that were to be decoded are damaged; give --from-latents again, or "
+                "--restart to draw the picture"
+            )
         # Some schedulers draw from the global numbers.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.plan.recipe.seed + stage.index)
@@ -118,12 +125,18 @@ class Stages:
 
     @staticmethod
     def adopt_latents(journal: StageJournal, other: StageJournal) -> bool:
-        """Take over a stage's latents from another run; whether it has some."""
+        """Take over a stage's latents from another run; whether it has whole ones."""
         noise = other.fact(_NOISE)
         if noise is None or not journal.adopt(LATENTS, other):
             return False
         journal.note(_NOISE, **noise)
+        journal.note(_ADOPTED)
         return True
+
+    def has_latents(self, index: int) -> bool:
+        """Whether a stage's latents are remembered, whole, with where the noise is behind them."""
+        journal = self.journal.stage(index)
+        return journal.holds(LATENTS) and journal.fact(_NOISE) is not None
 
     def go_on_behind(self, index: int) -> bool:
         """Draw noise from where a stage left it; whether that is known."""
@@ -394,7 +407,7 @@ class Stages:
         """Say in which stage a value was no number, and what may help."""
         try:
             yield
-        except (NotFiniteError, spools.NotFiniteError) as error:
+        except NotFiniteError as error:
             advice = "try --dtype float32 or a lower --guidance-scale"
             if self.plan.recipe.dtype == "float32":
                 advice = "try a lower --guidance-scale or another --seed"

@@ -60,6 +60,7 @@ app.add_typer(evaluate.app, name="eval")
 app.add_typer(train.app, name="train")
 
 _GOING_ON = ("generate", "upscale", "batch", "train")  # commands that lose nothing
+_BEGINNING_ANEW = ("--restart", "--no-skip-done")
 
 
 def main() -> None:
@@ -99,7 +100,9 @@ def run(args: Sequence[str]) -> int:
 
 def _what_next(args: Sequence[str]) -> str:
     if args and args[0] in _GOING_ON:
-        return f"this goes on: hires {shlex.join(args)}"
+        again = shlex.join(arg for arg in args if arg not in _BEGINNING_ANEW)
+        given = ", given the same input," if "-" in args else ""
+        return f"this{given} goes on: hires {again}"
     return "the same command starts again"
 
 

@@ -355,7 +355,7 @@ class _Batch:
         from hirescli.runs.batch import Row, by_model, make_jobs, refused
 
         def start(plans: Sequence[ValidatedPlan]) -> Runner:
-            return Runner(plans, listener, keep_runs=self._how.keep_run)
+            return Runner(plans, listener, keep_runs=self._how.keep_run, wait=True)
 
         runner, wrong = refused(todo, start)
         if wrong and not self._options.keep_going:
@@ -382,17 +382,18 @@ class _Batch:
             write_line(json.dumps({"event": "job", **vars(row)}))
         elif row.status in ("done", "skipped"):
             write_line(str(row.output))
-        if row.status == "failed":
+        if row.status in ("failed", "busy"):
             place = f"job {row.index}" if row.line is None else f"line {row.line}"
-            _say(f"{self._file.source}, {place}: {row.error}")
+            kind = "error" if row.status == "failed" else "note"
+            _say(f"{self._file.source}, {place}: {row.error}", kind)
 
     def _summary(self) -> None:
-        counts = {status: self._count(status) for status in ("done", "skipped", "failed")}
-        counts["not tried"] = len(self._jobs) - sum(counts.values())
+        counts = {status: self._count(status) for status in ("done", "skipped", "busy", "failed")}
+        counts["not made"] = len(self._jobs) - sum(counts.values())
         seconds = round(time.monotonic() - self._began, 3)
         if self._how.json_:
             told = {"jobs": len(self._jobs), **counts, "seconds": seconds}
-            told["not_tried"] = told.pop("not tried")
+            told["not_made"] = told.pop("not made")
             write_line(json.dumps({"event": "result", **told, "results": str(self._results_path)}))
         elif not self._how.quiet or counts["failed"]:
             from hirescli.units import format_seconds
@@ -524,7 +525,7 @@ def _refuse_conflict(output: Path, plan: Plan) -> None:
         return
     from hirescli.runs.directory import refuse_conflict
 
-    refuse_conflict(output, plan.recipe)
+    refuse_conflict(output, plan.recipe, wait=True)
 
 
 def _clear_finished(each: PlannedJob) -> None:

@@ -101,6 +101,8 @@ def _make(
     if how.restart:
         drop_leftovers(todo)
     to_make = {validated.output for validated in todo}
+    if how.keep_run:
+        _say_not_kept([image for image in all_images if image.output not in to_make])
     _clear_finished([image for image in all_images if image.output not in to_make])
     paths = Paths(all_images, to_make, silent=how.json_)
     try:
@@ -132,6 +134,19 @@ def _finished(image: Image) -> bool:
     from hirescli.runs.directory import finished
 
     return finished(image.output, image.plan.recipe)
+
+
+def _say_not_kept(images: Sequence[Image]) -> None:
+    from hirescli.cli.app import say
+    from hirescli.runs.directory import run_path
+
+    for image in images:
+        if not run_path(image.output).exists():
+            say(
+                f"{image.output} was finished without --keep-run: there is nothing to keep; "
+                "with --overwrite it is made again",
+                kind="warning",
+            )
 
 
 def _clear_finished(images: Sequence[Image]) -> None:

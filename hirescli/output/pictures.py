@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hirescli.errors import RequestError
+from hirescli.errors import NotFiniteError, RequestError
 from hirescli.output.picture_header import (
     COLOUR_CHANNELS,
     MOST_PX,
@@ -34,7 +34,7 @@ from hirescli.output.picture_header import (
     naming,
     read_header,
 )
-from hirescli.output.spool import NotFiniteError, Spool, quantise
+from hirescli.output.spool import Spool, quantise
 from hirescli.output.turning import TURNS, turn, turned_size
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from hirescli.errors import RunError
+from hirescli.errors import NotFiniteError, RunError
 from hirescli.units import format_bytes
 
 if TYPE_CHECKING:
@@ -27,10 +27,6 @@ Bits = Literal[8, 16]
 _STRIP_ROWS = 64
 _ZERO_CHUNK_BYTES = 8 * 2**20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class NotFiniteError(RunError):
-    """A picture has values that are no numbers."""
 
 
 class Spool:
@@ -195,7 +191,7 @@ def quantise(rows: NDArray[np.floating[Any]], bits: Bits) -> NDArray[Any]:
         The same shape, uint8 or uint16.
 
     Raises:
-        NotFiniteError: If a value is NaN or infinite; a black picture would hide it.
+        NotFiniteError: If a value is NaN or infinite.
     """
     import numpy as np
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import stat
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from hirescli.errors import HiresError, RequestError, RunError
+from hirescli.errors import BusyError, HiresError, RequestError, RunError
 from hirescli.models.registry import card_of, find
 from hirescli.output.inputs import identified
 from hirescli.planning.card import Card
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from hirescli.cascade.run import Result
 
 T = TypeVar("T")
-Status = Literal["done", "skipped", "failed", "interrupted"]
+Status = Literal["done", "skipped", "busy", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ class Row:
         index: The job's number, from 1.
         line: Where it stands in its file, from 1.
         output: Its file; None: it has no name yet.
-        status: "done" now, "skipped" since it was done before, "failed" or "interrupted".
+        status: "done" now, "skipped" since it was done before, "busy" since another process is
+            making it, "failed" or "interrupted".
         sha256: Of a file that was made.
         seconds: It took.
-        error: Why it failed.
+        error: Why it was not made.
         recipe_hash: Of the resolved recipe; None: it has none.
         time: When, in UTC, as ISO 8601.
     """
@@ -149,21 +151,20 @@ class Made:
     """
 
     def __init__(self, path: Path) -> None:
-        self._done: dict[str, tuple[Any, Any]] = {}
+        self._done: set[tuple[Any, Any]] = set()
         with contextlib.suppress(OSError), path.open("rb") as file:
             for line in file:
                 with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                     row = json.loads(line)
                     if row["status"] == "done":
-                        self._done[row["output"]] = (row["recipe_hash"], row["sha256"])
+                        self._done.add((row["recipe_hash"], row["sha256"]))
 
     def holds(self, output: Path, recipe: Recipe) -> bool:
-        """Whether an output is, to the byte, what was made of a recipe."""
-        recipe_hash, sha256 = self._done.get(str(output), (None, None))
-        if recipe_hash != recipe.hash:
+        """Whether an output, wherever it lies now, is to the byte what was made of a recipe."""
+        if not any(made == recipe.hash for made, _ in self._done):
             return False
         with output.open("rb") as file:
-            return bool(hashlib.file_digest(file, "sha256").hexdigest() == sha256)
+            return (recipe.hash, hashlib.file_digest(file, "sha256").hexdigest()) in self._done
 
 
 class Planner:
@@ -296,6 +297,8 @@ def make_jobs(
 ) -> Iterator[Row]:
     """Make jobs one by one; each row is in the results before it is given.
 
+    What another process is making waits until the others are made, and is then looked at again.
+
     Args:
         planned: What is made, in order.
         runner: Makes it.
@@ -309,13 +312,18 @@ def make_jobs(
     """
     from hirescli.runs.directory import clear_finished, finished
 
-    for each in planned:
+    waiting: list[PlannedJob] = []
+    last_look = zip(waiting, itertools.repeat(True))  # grows until it is reached
+    for each, last in itertools.chain(zip(planned, itertools.repeat(False)), last_look):
         validated, began = each.validated, time.monotonic()
         if skip_done and not each.was_there and finished(validated.output, validated.recipe):
             clear_finished(validated.output, validated.recipe)
             row = Row.of(each, "skipped")
         else:
             row = _made(each, runner, results, began, keep_going=keep_going)
+            if row.status == "busy" and not last:
+                waiting.append(each)
+                continue
         results.add([row])
         yield row
         if row.status == "failed" and not keep_going:
@@ -330,6 +338,8 @@ def _made(
 
     try:
         result = runner.make(each.validated)
+    except BusyError as error:
+        return ended("busy", str(error))
     except HiresError as error:
         return ended("failed", str(error))
     except Exception as error:

@@ -16,7 +16,8 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from hirescli.errors import ConfigError, HiresError, RequestError, RunError
+from hirescli.digest import digest
+from hirescli.errors import BusyError, ConfigError, HiresError, RequestError, RunError
 from hirescli.output.finalise import partial_path
 from hirescli.output.metadata import inspect
 from hirescli.recipe import CONSEQUENCES, Recipe, read_recipe_file
@@ -27,7 +28,9 @@ _PLAN = "plan.json"
 _CONDITIONS = "conditions.json"
 _LOCK = "lock"
 _KEPT = "kept"
-_TEXTS = (_PLAN, RECIPE, _CONDITIONS, JOURNAL, _KEPT)
+_SPILL = "spill"  # says in which other folder values lie
+# In the order in which they go: without a journal nothing else counts.
+_TEXTS = (JOURNAL, _KEPT, _PLAN, _CONDITIONS, RECIPE)
 # What may be chosen anew where latents are decoded again.
 _AFTER_LATENTS = {
     "vae_dtype", "vae_mode", "vae_attention", "format", "tile_px", "compression", "quality", "dpi",
@@ -36,6 +39,9 @@ _AFTER_LATENTS = {
 _SPOOL_SUFFIX = ".spool.tif"
 _WRITING_SUFFIX = ".writing"
 _LOCK_TRIES = 5
+# Whoever only looks whether somebody works in a folder holds its lock for an instant.
+_LOCK_SECONDS = 0.2
+_DIGITS = 8  # of the digest in the name of a folder
 _SHOWN = 60  # characters of a value in a message
 
 
@@ -53,17 +59,21 @@ class RunDirectory:
         recipe: The resolved recipe of this run.
         conditions: What the bits depend on beside it: see `hirescli.runs.conditions`.
         plan_json: The plan as JSON, for people who look into the folder.
+        spill: Where values on disk lie, in a folder of this run; None: in this folder.
+        keep: Leave the folder when the run is finished, for `--from-latents` and for people.
         restart: Start over, also where the folder belongs to another recipe.
         warn: Told of records that are damaged.
 
     Raises:
-        RunError: If another process works in it, or it cannot be written.
+        BusyError: If another process works in it.
+        RunError: If it cannot be written.
         RequestError: If it is left from another recipe or was made under other conditions
             (without `restart`), or is not a run's.
 
     Attributes:
         path: The folder.
         output: The final name.
+        spill: Where values on disk lie.
         journal: What is finished.
     """
 
@@ -74,6 +84,8 @@ class RunDirectory:
         recipe: Recipe,
         conditions: Mapping[str, str] | None = None,
         plan_json: str = "{}",
+        spill: Path | None = None,
+        keep: bool = False,
         restart: bool = False,
         warn: Callable[[str], None] = _silent,
     ) -> None:
@@ -88,7 +100,11 @@ class RunDirectory:
             _write_atomically(self.path / _PLAN, plan_json)
             _write_atomically(self.path / _CONDITIONS, json.dumps(dict(conditions or {})))
             _write_atomically(self.path / RECIPE, recipe.to_json(indent=2))
-            self.journal = Journal(self.path, warn)
+            if keep:
+                _write_atomically(self.path / _KEPT, "")
+            self.spill = self._spill_in(spill)
+            of = _identity(recipe, conditions)
+            self.journal = Journal(self.path, warn, of=of, spill=self.spill)
         except OSError as error:
             self._lock.release()
             raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
@@ -101,17 +117,19 @@ class RunDirectory:
         stem = f"stage-{name}" if isinstance(name, int) else name
         return self.path / f"{stem}{_SPOOL_SUFFIX}"
 
+    def finish(self) -> None:
+        """The output stands: remove what the run made, unless it shall be kept."""
+        if (self.path / _KEPT).exists():
+            self.release()
+        else:
+            self.remove()
+
     def remove(self) -> None:
-        """Remove what the run made, after success. Files of others stay, and so the folder."""
+        """Remove what the run made. Files of others stay, and so the folder."""
         self._clear()
         (self.path / _LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: somebody put a file of theirs there
             self.path.rmdir()
-        self._lock.release()
-
-    def keep(self) -> None:
-        """Leave the folder, finished as it is, for `--from-latents` and for people."""
-        _write_atomically(self.path / _KEPT, "")
         self._lock.release()
 
     def release(self) -> None:
@@ -134,6 +152,30 @@ class RunDirectory:
         made = [self.path / name for name in _TEXTS]
         for path in [*made, *_made(self.path), partial_path(self.output)]:
             path.unlink(missing_ok=True)
+        self._clear_spill()
+
+    def _spill_in(self, folder: Path | None) -> Path:
+        """This run's own folder in another one: several runs may share that."""
+        said = self.path / _SPILL
+        name = f"{self.path.name}-{digest(str(self.path.resolve()).encode())[:_DIGITS]}"
+        own = self.path if folder is None else folder / name
+        if said.exists() and said.read_text(encoding="utf-8") != str(own):
+            self._clear_spill()
+        if folder is not None:
+            _write_atomically(said, str(own))
+            own.mkdir(exist_ok=True)
+        return own
+
+    def _clear_spill(self) -> None:
+        """Remove this run's values from the other folder that it has said."""
+        said = self.path / _SPILL
+        with contextlib.suppress(OSError):
+            own = Path(said.read_text(encoding="utf-8"))
+            if own.name.startswith(f"{self.path.name}-"):
+                for path in _made(own):
+                    path.unlink(missing_ok=True)
+                own.rmdir()
+        said.unlink(missing_ok=True)
 
 
 def run_path(output: Path) -> Path:
@@ -142,9 +184,19 @@ def run_path(output: Path) -> Path:
 
 
 def refuse_conflict(
-    output: Path, recipe: Recipe, conditions: Mapping[str, str] | None = None
+    output: Path,
+    recipe: Recipe,
+    conditions: Callable[[], Mapping[str, str]] | None = None,
+    *,
+    wait: bool = False,
 ) -> None:
     """Refuse what `RunDirectory` would refuse, without making anything.
+
+    Args:
+        output: As of `RunDirectory`.
+        recipe: As of `RunDirectory`.
+        conditions: Gives those of `RunDirectory`; asked only if there is a run directory.
+        wait: Whether that of a process at work is no fault yet.
 
     Raises:
         RunError, RequestError: As `RunDirectory`.
@@ -153,9 +205,14 @@ def refuse_conflict(
     if not path.exists():
         return
     _refuse_foreign(path)
-    if (path / _LOCK).exists():
-        _locked(path, output).release()
-    _refuse_others(path, recipe, conditions)
+    try:
+        if (path / _LOCK).exists():
+            _locked(path, output).release()
+    except BusyError:
+        if wait:
+            return
+        raise
+    _refuse_others(path, recipe, None if conditions is None else conditions())
 
 
 def clear_finished(output: Path, recipe: Recipe) -> None:
@@ -224,18 +281,23 @@ def kept_journal(path: Path, recipe: Recipe) -> Journal:
             f"the latents of {path} are of a picture that differs in {', '.join(keys)}; with "
             "them only how they are decoded and written can be chosen"
         )
-    return Journal(path, _silent, reads=True)
+    try:
+        before = json.loads((path / _CONDITIONS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} is damaged ({_CONDITIONS}: {error})") from error
+    return Journal(path, _silent, of=_identity(kept_recipe(path), before), reads=True)
 
 
 def _locked(path: Path, output: Path) -> FileLock:
     """Make the folder and lock it at once or not at all."""
     for _ in range(_LOCK_TRIES):
         _make(path)
-        lock = FileLock(path / _LOCK, timeout=0)
+        # A lock that is only the file's being there would stay behind a killed process.
+        lock = FileLock(path / _LOCK, timeout=_LOCK_SECONDS, fallback_to_soft=False)
         try:
             lock.acquire()
         except Timeout as error:
-            raise RunError(
+            raise BusyError(
                 f"another process is making {output} (it holds the lock in {path});"
                 " wait for it, or choose another name with -o"
             ) from error
@@ -276,6 +338,12 @@ def _refuse_others(path: Path, recipe: Recipe, conditions: Mapping[str, str] | N
             f"{path} is left from a run that differs in {', '.join(keys)}; give the same choices "
             "to go on with it, --restart to start over, or another name with -o"
         )
+
+
+def _identity(recipe: Recipe, conditions: Mapping[str, str] | None) -> str:
+    """What the journal of a run is of."""
+    said = json.dumps([recipe.hash, sorted((conditions or {}).items())])
+    return digest(said.encode())
 
 
 def _is_run(names: Iterable[str]) -> bool:

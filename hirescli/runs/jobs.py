@@ -26,6 +26,9 @@ _BESIDE_RECIPE = ("name", "output")
 _MOST_BYTES = 10**8  # of jobs, not a picture by mistake
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _JOB_HEADER = re.compile(r"\s*\[\[\s*job\s*\]\]")
+_TOML_HEADER = re.compile(r"\[\[?\s*(defaults|job)\s*\]")
+_WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
+_COLUMNS = (*Recipe.model_fields, "size", *_BESIDE_RECIPE)
 _TOML_PLACE = re.compile(r" \(at line (\d+), column \d+\)$")
 _JSON_PLACE = re.compile(r"line 1 column (\d+) \(char \d+\)")
 _SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
@@ -91,8 +94,8 @@ def read_jobs(name: str, stdin: Callable[[], BinaryIO]) -> JobFile:
     """Read a file of jobs.
 
     Args:
-        name: A .jsonl, .csv, .toml or .txt file (one prompt a line); a file without suffix, and
-            "-" for stdin, is JSON lines if it begins with a brace, else prompts.
+        name: A .jsonl, .csv, .toml or .txt file (one prompt a line); what a file without suffix,
+            and "-" for stdin, is its first line tells.
         stdin: Gives the stream that "-" stands for.
 
     Returns:
@@ -105,7 +108,7 @@ def read_jobs(name: str, stdin: Callable[[], BinaryIO]) -> JobFile:
     kind = _kind(name, source)
     text, faults = _text(_bytes(name, source, stdin), source)
     if kind is None:
-        kind = "jsonl" if text.lstrip().startswith("{") else "prompts"
+        kind = _kind_of(text)
     defaults: Mapping[str, Any] = {}
     if kind == "toml":
         if faults:
@@ -155,6 +158,16 @@ def _kind(name: str, source: str) -> str | None:
         known = ", ".join(_KINDS)
         raise ConfigError(source, [f'"{suffix}" is no kind of job file; known are {known}'])
     return _KINDS[suffix]
+
+
+def _kind_of(text: str) -> str:
+    """What a text of jobs is, by its first line that is not empty."""
+    first = next((line.strip() for line in text.split("\n") if line.strip()), "")
+    if first.startswith("{"):
+        return "jsonl"
+    if _TOML_HEADER.match(first):
+        return "toml"
+    return "csv" if all(cell.strip() in _COLUMNS for cell in first.split(",")) else "prompts"
 
 
 def _bytes(name: str, source: str, stdin: Callable[[], BinaryIO]) -> bytes:
@@ -238,8 +251,9 @@ def _header_faults(keys: Sequence[str]) -> list[str]:
     faults = [f"{key}: stands in the header twice; keep one" for key in doubled]
     if not all(keys):
         faults.append("a column has no name in the header")
-    known = (*Recipe.model_fields, "size", *_BESIDE_RECIPE)
-    unknown = {key: None for key in keys if key and key not in known}
+    if len(keys) == 1 and ";" in keys[0]:
+        return ["is separated by semicolons; separate it by commas"]
+    unknown = {key: None for key in keys if key and key not in _COLUMNS}
     return faults + [f"{key}: {fault}" for key, fault in fragment_faults(unknown)]
 
 
@@ -272,7 +286,7 @@ def _typed(key: str, cell: str) -> Any:
             number = float if float in kinds else int
             return [number(part) for part in cell.strip().strip("[]").split(",")]
         for kind in (int, float):
-            if kind in kinds:
+            if kind in kinds and (kind is float or _WHOLE.fullmatch(cell)):
                 return kind(cell)
         if bool in kinds:
             return {"true": True, "false": False, "1": True, "0": False}.get(cell.lower(), cell)

@@ -1,8 +1,11 @@
 """The journal: what a run has finished, so that the same run in another process goes on from it.
 
-`journal.jsonl` has a line for every fact, each with a digest of itself and of the line before. A
-line is written when what it speaks of is on the disk, so a line that is there is true; behind
-one that is torn or damaged nothing counts. Records and snapshots are files of their own.
+`journal.jsonl` has a line for every fact, each with a digest of itself and of the line before, the
+first of what the run is of: behind a line that is torn, damaged or of another run nothing counts.
+Records and snapshots are files of their own, written before their line, which has their digest.
+
+All that is remembered saves time and nothing else. So what cannot be read is made again, and
+what cannot be written, on a full disk say, does not end the run.
 """
 
 from __future__ import annotations
@@ -10,13 +13,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hirescli.digest import digest
 from hirescli.errors import RunError
@@ -39,6 +41,7 @@ _SHARE = 0.01
 _LEAST_SECONDS = 10.0
 _SYNCED_SECONDS = 5.0  # of work that a record saves, for it to be worth waiting for the disk
 _BYTES_PER_SECOND = 3e8  # of a disk, until it was measured
+_MEASURED_BYTES = 10**6  # less says more of the disk's latency
 
 
 class Journal:
@@ -46,35 +49,57 @@ class Journal:
 
     Args:
         folder: The run directory.
-        warn: Told of records that are damaged, and made again.
+        warn: Told of what is damaged, and made again, and of what cannot be written.
+        of: Tells what the run is of: facts of another one do not count.
+        spill: Folder of the run's values on disk, if it is another.
         reads: Whether it is only read; otherwise this process has locked it.
 
     Attributes:
         seconds: Spent with writing and reading so far.
+        bytes_per_second: Of writing to the disk, as measured.
 
     Raises:
         RunError: If the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], None], *, reads: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        warn: Callable[[str], None],
+        *,
+        of: str = "",
+        spill: Path | None = None,
+        reads: bool = False,
+    ) -> None:
         self.folder = folder
-        self._reads = reads
-        self._warn = warn
+        self.warn = warn
         self.seconds = 0.0
+        self.bytes_per_second = _BYTES_PER_SECOND
+        self._folders = [folder] if spill is None else [folder, spill]
+        self._reads = reads
         self._timing = False
+        self._failed = False
+        self._synced = time.monotonic()
         self._facts: dict[str, Fact] = {}
-        self._sum = ""
+        self._sum = of
         try:
             self._read()
         except OSError as error:
-            raise _cannot_write(folder, error) from error
+            raise RunError(
+                f"cannot read {error.filename or folder}: {error.strerror or error}"
+            ) from error
 
     @property
     def empty(self) -> bool:
         """Whether nothing was finished yet."""
         return not self._facts
 
-    def note(self, key: str, *, synced: bool = True, **fact: Any) -> None:
+    @property
+    def at_stake_seconds(self) -> float:
+        """Since something was last brought to the disk."""
+        return time.monotonic() - self._synced
+
+    def note(self, key: str, *, synced: bool = True, **fact: Any) -> bool:
         """Write a fact under a key, in place of an earlier one.
 
         Args:
@@ -83,12 +108,12 @@ class Journal:
                 that was written, that of the machine does.
             fact: What is noted.
 
-        Raises:
-            RunError: If the disk is full or fails.
+        Returns:
+            Whether a later process will know it.
         """
-        with self._timed():
-            self._append(key, fact, synced)
         self._facts[key] = fact
+        with self._timed():
+            return self._append(key, fact, synced)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -101,19 +126,36 @@ class Journal:
         finally:
             self.seconds, self._timing = self.seconds + time.monotonic() - began, False
 
-    def _append(self, key: str, fact: Fact, synced: bool) -> None:
+    def _append(self, key: str, fact: Fact, synced: bool) -> bool:
+        """Write a line, or nothing: behind half a line no other would count."""
         body = json.dumps({"key": key, **fact}, separators=(",", ":"))
-        self._sum = digest((self._sum + body).encode())
-        line = f'{{"sum":"{self._sum}","fact":{body}}}\n'.encode()
+        text = digest((self._sum + body).encode())
+        line = f'{{"sum":"{text}","fact":{body}}}\n'.encode()
         try:
             with (self.folder / JOURNAL).open("ab", buffering=0) as file:
-                view = memoryview(line)
-                while view:
-                    view = view[file.write(view) :]
+                before = file.tell()
+                try:
+                    _write_whole(file, line)
+                except OSError:
+                    file.truncate(before)
+                    raise
+                self._sum = text
                 if synced:
                     os.fsync(file.fileno())
+                    self._synced = time.monotonic()
         except OSError as error:
-            raise _cannot_write(self.folder, error) from error
+            return self._lost(error)
+        return True
+
+    def _lost(self, error: OSError) -> bool:
+        """Something could not be written; said once, since a full disk stays full."""
+        if not self._failed:
+            self.warn(
+                f"cannot write {error.filename or self.folder}: {error.strerror or error}; the "
+                "run goes on, but if it ends early, more of it is made again"
+            )
+        self._failed = True
+        return False
 
     def fact(self, key: str) -> Fact | None:
         """The latest fact of a key."""
@@ -123,8 +165,8 @@ class Journal:
         """Of one stage, its calls counted anew."""
         return StageJournal(self, f"stage-{index}.")
 
-    def write(self, key: str, suffix: str, tree: Tree, *, synced: bool = True) -> int:
-        """Write a file of tensors, then its fact; returns its bytes.
+    def write(self, key: str, suffix: str, tree: Tree, *, synced: bool = True) -> bool:
+        """Write a file of tensors, then its fact.
 
         Args:
             key: What it is of.
@@ -132,8 +174,8 @@ class Journal:
             tree: What is written.
             synced: As in `note`.
 
-        Raises:
-            RunError: If the disk is full or fails.
+        Returns:
+            Whether it is there; otherwise what was there before is.
         """
         before = self.fact(key)
         count = 0 if before is None else before["count"] + 1
@@ -141,14 +183,21 @@ class Journal:
         from hirescli.bands.blob import write_blob  # needs torch, which telling of runs does not
 
         with self._timed():
+            began = time.monotonic()
             try:
                 text, size_bytes = write_blob(self.folder / name, tree, synced=synced)
             except OSError as error:
-                raise _cannot_write(self.folder, error) from error
-            self.note(key, synced=synced, file=name, count=count, digest=text)
-            if before is not None:
+                return self._lost(error)
+            if synced and size_bytes > _MEASURED_BYTES:
+                self.bytes_per_second = size_bytes / max(1e-3, time.monotonic() - began)
+            noted = self.note(key, synced=synced, file=name, count=count, digest=text)
+            if noted and before is not None:
                 (self.folder / before["file"]).unlink(missing_ok=True)
-        return size_bytes
+        return noted
+
+    def holds(self, key: str) -> bool:
+        """Whether what `write` wrote under a key is there and whole; damage is told."""
+        return self.read(key) is not None
 
     def read(self, key: str) -> Tree | None:
         """What `write` wrote under a key; None if nothing, or nothing whole."""
@@ -161,7 +210,8 @@ class Journal:
             with self._timed():
                 return read_blob(self.folder / fact["file"], fact["digest"])
         except DamagedError as error:
-            self._warn(f"{error}; it is made again")
+            self.warn(f"{error}; it is made again")
+            del self._facts[key]
             return None
 
     def drop(self, beginning: str, *, but: str = "") -> None:
@@ -169,7 +219,7 @@ class Journal:
         if self._forget(beginning, but):
             self.note("dropped", beginning=beginning, but=but)
         kept = (self.fact(but) or {}).get("file")
-        for path in self.folder.iterdir():
+        for path in (path for folder in self._folders for path in folder.iterdir()):
             if path.name.startswith(beginning) and path.suffix in SUFFIXES and path.name != kept:
                 path.unlink(missing_ok=True)
 
@@ -189,6 +239,10 @@ class Journal:
             for line in file:
                 found = _fact_of(line, self._sum)
                 if found is None:
+                    if line.endswith(b"\n"):  # one that was being written has no end
+                        self.warn(
+                            f"{self.folder / JOURNAL} is damaged; what followed is made again"
+                        )
                     break
                 self._sum, fact = found
                 if (key := fact.pop("key")) == "dropped":
@@ -198,6 +252,12 @@ class Journal:
                 whole += len(line)
             if not self._reads:
                 file.truncate(whole)
+
+
+def _write_whole(file: IO[bytes], data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
 
 
 def _fact_of(line: bytes, before: str) -> tuple[str, Fact] | None:
@@ -224,9 +284,9 @@ class StageJournal:
         self._counts[name] = number + 1
         return CallRecord(self.journal, f"{self.prefix}{name}-{number}.")
 
-    def note(self, key: str, **fact: Any) -> None:
+    def note(self, key: str, **fact: Any) -> bool:
         """As `Journal.note`, of this stage."""
-        self.journal.note(self.prefix + key, **fact)
+        return self.journal.note(self.prefix + key, **fact)
 
     def fact(self, key: str) -> Fact | None:
         """As `Journal.fact`, of this stage."""
@@ -236,28 +296,22 @@ class StageJournal:
         """Forget the files of the stage, but what the first call of a name gave."""
         self.journal.drop(self.prefix, but=self._result(but) if but else "")
 
-    def knows(self, name: str) -> bool:
-        """Whether there is a record of the first call of a name."""
-        return self.journal.fact(self._result(name)) is not None
+    def holds(self, name: str) -> bool:
+        """Whether there is a whole record of the first call of a name."""
+        return self.journal.holds(self._result(name))
 
     def adopt(self, name: str, other: StageJournal) -> bool:
-        """Take over what the first call of a name gave in another run; whether that is known.
+        """Take over what the first call of a name gave in another run; whether that is whole.
 
         Raises:
             RunError: If the disk is full or fails.
         """
-        fact = other.journal.fact(other._result(name))
-        if fact is None:
+        key = other._result(name)
+        tree = other.journal.read(key)
+        if tree is None:
             return False
-        try:
-            shutil.copyfile(
-                other.journal.folder / fact["file"], self.journal.folder / fact["file"]
-            )
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise _cannot_write(self.journal.folder, error) from error
-        self.journal.note(self._result(name), **fact)
+        if not self.journal.write(self._result(name), RECORD_SUFFIX, tree):
+            raise RunError(f"cannot write the latents into {self.journal.folder}; free some space")
         return True
 
     def _result(self, name: str) -> str:
@@ -280,8 +334,8 @@ class CallRecord:
         self.prefix = prefix
         said = journal.fact(prefix + "halvings") or {"rows": []}
         self._halvings = {(number, progress): rows for number, progress, rows in said["rows"]}
-        self._began = self._since = time.monotonic()
-        self._bytes_per_second = _BYTES_PER_SECOND
+        self._since = time.monotonic()
+        self._failed = False
 
     @property
     def halvings(self) -> Mapping[tuple[int, int], int]:
@@ -293,8 +347,8 @@ class CallRecord:
         return self._journal.read(self.prefix + _RESULT)
 
     def finish(self, tree: Tree) -> None:
-        """Remember what it gave; what was quick need not outlive the machine."""
-        synced = time.monotonic() - self._began > _SYNCED_SECONDS
+        """Remember what it gave; the work of moments need not outlive the machine."""
+        synced = self._journal.at_stake_seconds > _SYNCED_SECONDS
         self._journal.write(self.prefix + _RESULT, RECORD_SUFFIX, tree, synced=synced)
         if self._journal.fact(self.prefix + _UNDER_WAY) is not None:
             self._journal.drop(self.prefix, but=self.prefix + _RESULT)
@@ -305,29 +359,37 @@ class CallRecord:
 
     def due(self, count_bytes: int) -> bool:
         """Whether a snapshot of so many bytes costs little beside the work since the last."""
+        if self._failed:  # writing gigabytes in vain again and again would cost more
+            return False
         passed = time.monotonic() - self._since
-        return passed >= max(_LEAST_SECONDS, count_bytes / self._bytes_per_second / _SHARE)
+        cost = count_bytes / self._journal.bytes_per_second
+        return passed >= max(_LEAST_SECONDS, cost / _SHARE)
 
-    def save(self, tree: Tree) -> None:
-        """Write a snapshot."""
-        began = time.monotonic()
-        size_bytes = self._journal.write(self.prefix + _UNDER_WAY, SNAPSHOT_SUFFIX, tree)
-        self._since = time.monotonic()
-        self._bytes_per_second = size_bytes / max(1e-3, self._since - began)
+    def save(self, tree: Tree) -> bool:
+        """Write a snapshot; whether it is there."""
+        made = self._journal.write(self.prefix + _UNDER_WAY, SNAPSHOT_SUFFIX, tree)
+        self._since, self._failed = time.monotonic(), not made
+        return made
+
+    def stale(self, reason: str) -> None:
+        """Forget the latest snapshot, and say why."""
+        self._journal.warn(f"{reason}; it is made again")
+        self.drop()
 
     def drop(self) -> None:
         """Forget the latest snapshot."""
         self._journal.drop(self.prefix + _UNDER_WAY)
 
     def halved(self, number: int, progress: int, rows: int) -> None:
-        """Remember a halving."""
+        """Remember a halving: the one fact that bits depend on.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
         self._halvings[number, progress] = rows
         rows_list = [[n, p, r] for (n, p), r in self._halvings.items()]
-        self._journal.note(self.prefix + "halvings", rows=rows_list)
-
-
-def _cannot_write(folder: Path, error: OSError) -> RunError:
-    return RunError(
-        f"cannot write {error.filename or folder}: {error.strerror or error}; what is finished "
-        "is kept, and the same command goes on"
-    )
+        if not self._journal.note(self.prefix + "halvings", rows=rows_list):
+            raise RunError(
+                f"memory and the disk of {self._journal.folder} are full; free some of either, "
+                "and the same command goes on"
+            )

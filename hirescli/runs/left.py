@@ -38,7 +38,7 @@ class LeftRun:
         size_bytes: On the disk.
         age_seconds: Since something was written.
         at_work: Whether a process holds the lock.
-        kept: Whether it shall stay, though its output is finished.
+        kept: Whether it stays, though its output is finished.
         spill: Folder for its values on disk; None: itself.
     """
 
@@ -131,9 +131,10 @@ def describe(path: Path) -> LeftRun:
     calls = [key for key in facts if key.startswith(under_way) and key.endswith(".result")]
     spill = plan.get("spill")
     size_bytes, written = _size_and_time(path)
+    output = path.with_name(path.name.removesuffix(_SUFFIX))
     return LeftRun(
         path=path,
-        output=path.with_name(path.name.removesuffix(_SUFFIX)),
+        output=output,
         recipe=_recipe(path / "recipe.json"),
         conditions={key: str(value) for key, value in _json(path / "conditions.json").items()},
         stages=stages,
@@ -142,7 +143,7 @@ def describe(path: Path) -> LeftRun:
         size_bytes=size_bytes,
         age_seconds=max(0.0, time.time() - written),
         at_work=at_work(path),
-        kept=os.path.lexists(path / "kept"),
+        kept=os.path.lexists(path / "kept") and 0 < len(stages) == finished and output.exists(),
         spill=spill if isinstance(spill, str) else None,
     )
 

@@ -21,6 +21,7 @@ from hirescli.planning.machine import Machine
 from hirescli.recipe import Recipe
 from hirescli.runs.batch import Planner
 from hirescli.runs.directory import RunDirectory, run_path
+from hirescli.runs.journal import Journal
 
 MACHINE = Machine(cores=2, memory_bytes=64 * 10**9)
 
@@ -231,7 +232,13 @@ def test_clean_leaves_work_and_what_is_not_ours(hires: Callable) -> None:
 
 
 def test_kept_runs_go_only_by_name(hires: Callable) -> None:
-    (leave("a.tif") / "kept").touch()
+    left = leave("a.tif")
+    (left / "kept").touch()
+    Path("a.tif").touch()
+    assert not listed(hires)[0]["kept"]  # it is not finished yet
+    journal = Journal(left, print)
+    journal.note("stage-0.done")
+    journal.note("stage-1.done")
     (found,) = listed(hires)
     assert (found["state"], found["kept"]) == ("finished and kept", True)
     assert "--from-latents a.tif.run" in hires("runs", "show", "a.tif").out

@@ -45,6 +45,20 @@ def test_signals_end_cleanly(hires_process: Callable, number: int, code: int) ->
     assert b"Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["generate", "-p", "a sea", "--restart"], "this goes on: hires generate -p 'a sea'"),
+        (["batch", "-", "--no-skip-done"], "this, given the same input, goes on: hires batch -"),
+        (["plan", "-p", "sea"], "the same command starts again"),
+    ],
+)
+def test_what_is_said_to_go_on_does_not_start_over(words: list[str], told: str) -> None:
+    from hirescli.cli.app import _what_next
+
+    assert _what_next(words) == told
+
+
 def test_background_jobs_ignore_sigint_and_heed_sigterm(hires_process: Callable) -> None:
     def ignore() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -28,8 +28,8 @@ def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
     counted = Ledger()
     new_value, noise_like = engine.new_value, stages.noise_like
 
-    def counting(node: Any, store: str, spill: Path, _: Ledger) -> Any:
-        return new_value(node, store, spill, counted)
+    def counting(node: Any, store: str, spill: Path, _: Ledger, **more: Any) -> Any:
+        return new_value(node, store, spill, counted, **more)
 
     def counting_noise(
         latents: BandedTensor, generator: torch.Generator, folder: Path | None

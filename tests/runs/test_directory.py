@@ -194,3 +194,39 @@ def test_what_a_killed_run_left_beside_a_finished_output_goes(tmp_path: Path) ->
     assert run.spool(0).exists()
     clear_finished(output, recipe())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_that_share_a_spill_folder_keep_apart(tmp_path: Path) -> None:
+    spill = tmp_path / "spill"
+    spill.mkdir()
+    outputs = [tmp_path / "out.tif", tmp_path / "there" / "out.tif"]
+    outputs[1].parent.mkdir()
+    runs = [RunDirectory(output, recipe=recipe(), spill=spill) for output in outputs]
+    for run in runs:
+        (run.spill / "stage-0.denoiser-0.3.value").write_bytes(b"rows")
+        assert run.spill.parent == spill
+        run.release()
+    assert len(list(spill.iterdir())) == 2
+    with RunDirectory(outputs[0], recipe=recipe(), spill=spill) as again:
+        assert (again.spill / "stage-0.denoiser-0.3.value").exists()  # it goes on
+        again.journal.drop("stage-0.")
+        assert list(again.spill.iterdir()) == []
+    with RunDirectory(outputs[0], recipe=recipe()):  # its values lie elsewhere now
+        assert [path.name for path in spill.iterdir()] == [runs[1].spill.name]
+    with RunDirectory(outputs[1], recipe=recipe(seed=9), restart=True) as other:
+        other.remove()
+    assert list(spill.iterdir()) == []
+
+
+def test_a_directory_that_is_kept_stays_when_it_is_finished(tmp_path: Path) -> None:
+    output = tmp_path / "out.tif"
+    with RunDirectory(output, recipe=recipe(), keep=True) as run:
+        run.finish()
+    with RunDirectory(output, recipe=recipe()) as run:
+        run.finish()
+    assert run.path.exists()
+    clear_finished(output, recipe())
+    assert run.path.exists()
+    with RunDirectory(output, recipe=recipe(), restart=True) as run:
+        run.finish()
+    assert not run.path.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from hirescli.bands.call import StreamedCall, replaced_forward
 from hirescli.bands.engine import Engine, banded_tensor
+from hirescli.bands.execute import Execution
+from hirescli.errors import RunError
 from hirescli.planning.passes import Store
 from hirescli.runs import journal as journal_module
 from hirescli.runs.journal import CallRecord, Journal
@@ -127,6 +130,43 @@ def test_damaged_files_are_found_and_made_again(
         saves[0] = 1 << 30
         assert torch.equal(made(module, folder, stores, warned), whole)
     assert any("damaged" in each for each in warned)
+
+
+def test_a_full_disk_costs_snapshots_only(
+    file_system: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, saved, save = file_system("8m"), [], CallRecord.save
+
+    def scarce(record: CallRecord, tree: Any) -> bool:
+        if len(saved) == 9:
+            free = os.statvfs(folder)
+            (folder / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize))
+        saved.append(save(record, tree))
+        return saved[-1]
+
+    monkeypatch.setattr(CallRecord, "save", scarce)
+    module, warned = models.sd15_unet(), []
+    result = made(module, folder, "memory", warned)
+    assert saved == [True] * 9 + [False]
+    assert len(warned) == 1
+    assert "the run goes on" in warned[0]
+    assert torch.equal(result, made(module, tmp_path, "memory", []))
+
+
+def test_an_error_leaves_what_a_snapshot_speaks_of(
+    tmp_path: Path, saves: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, warned = models.sd15_unet(), []
+    whole = made(module, tmp_path / mkdir(tmp_path, "whole"), "disk", warned)
+    monkeypatch.setattr(sys.modules[__name__], "Killed", RunError)
+    saves[0] = 12
+    with pytest.raises(RunError):
+        made(module, tmp_path / mkdir(tmp_path, "cut"), "disk", warned)
+    begun, begin = [], Execution._begun
+    monkeypatch.setattr(Execution, "_begun", lambda run: begun.append(begin(run)) or begun[-1])
+    assert torch.equal(made(module, tmp_path / "cut", "disk", warned), whole)
+    assert begun[0] != (1, None)  # it went on
+    assert not warned
 
 
 def test_a_torn_journal_counts_to_its_last_whole_line(tmp_path: Path, saves: list[int]) -> None:

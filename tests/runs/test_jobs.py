@@ -63,6 +63,22 @@ def faults(file: JobFile) -> dict[str, str]:
 # --- reading -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ('{"prompt": "sea"}', {"prompt": "sea"}),
+        ("\n[[job]]\nprompt = 'sea'\n", {"prompt": "sea"}),
+        ("[defaults]\nseed = 3\n[[job]]\nprompt = 'sea'\n", {"prompt": "sea"}),
+        ("prompt,seed\nsea,3\n", {"prompt": "sea", "seed": 3}),
+        ("prompt\nsea\n", {"prompt": "sea"}),
+        ("sea, prompt and all\n", {"prompt": "sea, prompt and all"}),
+        ("[a] sea\n", {"prompt": "[a] sea"}),
+    ],
+)
+def test_stdin_is_what_its_first_line_tells(text: str, first: dict[str, Any]) -> None:
+    assert said(read(text))[0][1] == first
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
 @pytest.mark.parametrize("name", ["-", "a.txt"])
 def test_prompts(name: str, end: str) -> None:

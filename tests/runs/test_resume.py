@@ -11,7 +11,16 @@ import pytest
 
 import hirescli
 from hirescli.errors import RequestError, RunError
-from hirescli.events import Event, StageDone, StageStarted, StepDone, Warned, WentOn
+from hirescli.events import (
+    Event,
+    Finalising,
+    RowsDecoded,
+    StageDone,
+    StageStarted,
+    StepDone,
+    Warned,
+    WentOn,
+)
 from hirescli.recipe import Recipe
 from hirescli.runs import journal
 
@@ -51,6 +60,15 @@ def ended(output: Path, kind: type = StepDone, index: int = 1) -> Path:
     return output.with_name(output.name + ".run")
 
 
+def flip(path: Path) -> None:
+    """Flip a bit in the middle of a file."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
 def test_what_is_finished_is_not_made_again(tmp_path: Path, whole: str) -> None:
     ended(tmp_path / "out.tif")
     told: list[Event] = []
@@ -62,29 +80,41 @@ def test_what_is_finished_is_not_made_again(tmp_path: Path, whole: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "kind"),
     [
-        "stage-0.spool.tif",
-        "last.spool.tif",
-        "journal.jsonl",
-        "stage-1.encoder-0",
-        "stage-1.latents",
+        ("stage-0.spool.tif", StepDone),
+        ("last.spool.tif", StageDone),
+        ("journal.jsonl", StepDone),
+        ("stage-1.encoder-0", StepDone),
+        ("stage-1.latents", StageDone),
+        ("stage-1.latents", RowsDecoded),
     ],
 )
-def test_one_flipped_bit_costs_time_only(tmp_path: Path, whole: str, name: str) -> None:
-    kind = StageDone if name.startswith(("last", "stage-1.latents")) else StepDone
+def test_one_flipped_bit_costs_time_only(
+    tmp_path: Path, whole: str, name: str, kind: type
+) -> None:
     folder = ended(tmp_path / "out.tif", kind, 1)
     found = [path for path in folder.iterdir() if path.name.startswith(name)]
     (path,) = found
-    with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2)
-        (byte,) = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte ^ 1]))
+    flip(path)
     told: list[Event] = []
     assert hirescli.generate(recipe(), tmp_path / "out.tif", listener=told.append).sha256 == whole
-    if name.startswith("stage-1.encoder"):
-        assert any(isinstance(event, Warned) and "damaged" in event.message for event in told)
+    said = [event.message for event in told if isinstance(event, Warned)]
+    read = (name, kind) != ("stage-1.latents", StageDone)  # the picture behind them stands
+    assert bool(said) == read
+    assert all("made again" in each for each in said)
+
+
+def test_a_journal_without_its_recipe_is_of_that_run_only(tmp_path: Path) -> None:
+    """A kill while a run directory is removed leaves some of its files."""
+    folder = ended(tmp_path / "out.tif")
+    (folder / "recipe.json").unlink()
+    (folder / "plan.json").unlink()
+    other = recipe(prompt="red dunes")
+    wanted = hirescli.generate(other, tmp_path / "other.tif").sha256
+    told: list[Event] = []
+    assert hirescli.generate(other, tmp_path / "out.tif", listener=told.append).sha256 == wanted
+    assert not [event for event in told if isinstance(event, WentOn)]
 
 
 def test_a_disk_that_fills_up_ends_the_run_which_then_goes_on(
@@ -94,7 +124,7 @@ def test_a_disk_that_fills_up_ends_the_run_which_then_goes_on(
     filler = folder / "filler"
 
     def fill(event: Event) -> None:
-        if isinstance(event, StepDone) and event.stage_index == 1:
+        if isinstance(event, StepDone | Finalising):
             with filler.open("wb") as file:
                 free = os.statvfs(folder)
                 file.write(bytes(free.f_bavail * free.f_frsize))
@@ -174,3 +204,40 @@ def test_latents_of_a_kept_run_are_decoded_again(tmp_path: Path, whole: str) -> 
     with pytest.raises(RequestError, match="differs in seed"):
         run([other], latents=tmp_path / "one.tif.run")
     assert not (tmp_path / "three.tif.run").exists()
+
+    with pytest.raises(RequestError, match="run directory of this output"):
+        run([first], latents=tmp_path / "one.tif.run")
+    (latents,) = (tmp_path / "one.tif.run").glob("*latents*.record")
+    flip(latents)
+    fourth = hirescli.plan(recipe(format="png")).validate(machine, tmp_path / "four.png")
+    with pytest.raises(RequestError, match="damaged"):
+        run([fourth], latents=tmp_path / "one.tif.run")
+    assert not (tmp_path / "four.png.run").exists()
+
+
+def test_adopted_latents_are_never_drawn_anew(tmp_path: Path) -> None:
+    from hirescli.cascade.run import run
+    from hirescli.planning.machine import Machine
+
+    machine = Machine.detect()
+    first = hirescli.plan(recipe()).validate(machine, tmp_path / "one.tif")
+    run([first], keep_runs=True)
+    again = hirescli.plan(recipe(format="png")).validate(machine, tmp_path / "two.png")
+    with pytest.raises(Ended):
+        run([again], end_at(RowsDecoded, 1), latents=tmp_path / "one.tif.run")
+    (latents,) = (tmp_path / "two.png.run").glob("*latents*.record")
+    flip(latents)
+    with pytest.raises(RunError, match="--from-latents again"):
+        run([again])
+
+
+def test_a_kept_run_stays_when_its_output_is_made_again(tmp_path: Path) -> None:
+    from hirescli.cascade.run import run
+    from hirescli.planning.machine import Machine
+
+    plan, machine = hirescli.plan(recipe()), Machine.detect()
+    run([plan.validate(machine, tmp_path / "out.tif")], keep_runs=True)
+    told: list[Event] = []
+    run([plan.validate(machine, tmp_path / "out.tif", overwrite=True)], told.append)
+    assert not [event for event in told if isinstance(event, StageStarted)]
+    assert (tmp_path / "out.tif.run" / "journal.jsonl").exists()

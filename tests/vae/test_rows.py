@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hirescli.bands.engine import Engine, banded_tensor
-from hirescli.bands.execute import NotFiniteError
+from hirescli.errors import NotFiniteError
 from hirescli.models.builtin.autoencoder import ThinAutoencoder
 from hirescli.output.resize import ArrayRows, Resized
 from hirescli.planning.passes import Store
