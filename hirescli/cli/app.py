@@ -28,6 +28,7 @@ from hirescli.cli import (
     runs,
     train,
     upscale,
+    view,
 )
 from hirescli.cli.interrupt import Interrupted, interruptible
 from hirescli.cli.options.option import paragraphs
@@ -48,6 +49,7 @@ for name, command in (
     ("upscale", upscale.upscale),
     ("batch", batch.batch),
     ("plan", plan.plan),
+    ("view", view.view),
     ("info", info.info),
     ("doctor", doctor.doctor),
     ("bench", bench.bench),
