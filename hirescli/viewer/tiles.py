@@ -264,7 +264,7 @@ def _as_srgb(image: pyvips.Image) -> pyvips.Image:
 
 
 def _halved(side_px: int, step: int) -> int:
-    return -(-side_px // 2**step)
+    return -(-side_px // (1 << step))
 
 
 def _dzi_geometry(path: Path) -> Geometry:

@@ -32,11 +32,9 @@
     };
   }
 
-  function makePane(index, count) {
-    const root = element("div", "pane");
+  function makePane(root, index, count) {
     const view = root.appendChild(element("div", "view"));
     const label = root.appendChild(element("div", "name chip"));
-    $("panes").append(root);
     const viewer = new OpenSeadragon({
       element: view,
       drawer: "canvas",
@@ -194,7 +192,9 @@
 
   function take(state) {
     if (!panes.length) {
-      state.pictures.forEach((_, index) => panes.push(makePane(index, state.pictures.length)));
+      const roots = state.pictures.map(() => element("div", "pane"));
+      $("panes").append(...roots); // all before the first is looked at: they share the width
+      roots.forEach((root, index) => panes.push(makePane(root, index, roots.length)));
       $("compare").hidden = panes.length < 2;
       document.title = state.pictures.map((each) => each.name).join(" | ");
     }
