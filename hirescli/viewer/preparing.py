@@ -129,8 +129,11 @@ def _is_srgb(image: pyvips.Image) -> bool:
 def _copied(image: pyvips.Image, copy: Path) -> Tiles:
     if image.format == "ushort":
         image = image.colourspace("srgb")
+    # libvips reads no tile that is more than twice as large as its picture; TIFF's are multiples
+    # of 16.
+    tile_px = min(_TILE_PX, -(-max(image.width, image.height) // 16) * 16)
     image.tiffsave(
-        str(copy), tile=True, tile_width=_TILE_PX, tile_height=_TILE_PX, pyramid=True,
+        str(copy), tile=True, tile_width=tile_px, tile_height=tile_px, pyramid=True,
         bigtiff=True, compression="jpeg", Q=_QUALITY, keep="none",
     )  # fmt: skip
     return TiffTiles(copy, pyramid_levels(copy, 0), tile_px=_TILE_PX)

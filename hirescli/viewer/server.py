@@ -120,7 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:  # all that this server has is listed above
             self.send_error(HTTPStatus.FORBIDDEN)
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        """Answer as `do_GET`, without the body."""
+        self.do_GET()
 
     def send_error(
         self, code: int, message: str | None = None, explain: str | None = None

@@ -65,8 +65,8 @@ class GrowingRun:
         self.sides = [side_px // 4, side_px // 2, side_px]
         stages = [
             {
-                "index": i, "kind": "upscale" if i else "base", "width_px": side, "height_px": side,
-                "steps": 4, "seconds": 1.0,
+                "index": i, "kind": "upscale" if i else "base", "steps": 4, "seconds": 1.0,
+                "width_px": side, "height_px": side,
                 "components": [{"name": "denoiser", "calls": 4, "seconds": 1.0}],
             }
             for i, side in enumerate(self.sides)

@@ -14,6 +14,7 @@
   let leader = null; // the picture whose place the other follows
   let linked = true;
   let over = false;
+  let moved = false; // from the whole picture
   let told = null; // the last state, as text
 
   // --- pictures --------------------------------------------------------------------------------
@@ -52,10 +53,18 @@
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
     });
     const pane = { index, root, label, viewer, item: null, version: null, picture: null };
-    const lead = () => { leader = pane; };
-    for (const event of ["canvas-press", "canvas-scroll", "canvas-pinch", "canvas-double-click"]) {
-      viewer.addHandler(event, lead);
+    viewer.addHandler("canvas-press", () => { leader = pane; });
+    for (const event of ["canvas-drag", "canvas-scroll", "canvas-pinch", "canvas-double-click"]) {
+      viewer.addHandler(event, () => {
+        leader = pane;
+        moved = true;
+      });
     }
+    // A window of another size still shows the whole picture, if it did. OpenSeadragon zooms
+    // after it has told of the size.
+    viewer.addHandler("after-resize", () => queueMicrotask(() => {
+      if (pane.item && !moved) viewer.viewport.goHome(true);
+    }));
     viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
     viewer.addHandler("viewport-change", () => { follow(pane); measure(); });
     viewer.addHandler("resize", measure);
@@ -146,6 +155,7 @@
   function zoomBy(factor) {
     const pane = current();
     if (!pane) return;
+    moved = true;
     pane.viewer.viewport.zoomBy(factor);
     pane.viewer.viewport.applyConstraints();
   }
@@ -153,18 +163,21 @@
   function zoomToPixels() {
     const pane = current();
     if (!pane) return;
+    moved = true;
     const zoom = pane.item.imageToViewportZoom(1 / (window.devicePixelRatio || 1));
     pane.viewer.viewport.zoomTo(zoom);
     pane.viewer.viewport.applyConstraints();
   }
 
   function home() {
+    moved = false;
     for (const pane of linked ? [current()] : panes) pane?.viewer.viewport.goHome();
   }
 
   function move(x, y) {
     const pane = current();
     if (!pane) return;
+    moved = true;
     const bounds = pane.viewer.viewport.getBounds();
     const by = new OpenSeadragon.Point(x * bounds.width * 0.2, y * bounds.height * 0.2);
     pane.viewer.viewport.panBy(by);
