@@ -121,10 +121,7 @@ def test_a_picture_that_lies_on_its_side(tmp_path: Path) -> None:
     Image.fromarray(ramp(320, 200)).save(path, exif=exif, quality=95)
     tiles = tiles_of(path, tmp_path / "copy.tif")
     assert (tiles.geometry.width_px, tiles.geometry.height_px) == (200, 320)
-    assert (
-        list(tmp_path.iterdir()) == [path, tmp_path / "copy.tif"]
-        or len(list(tmp_path.iterdir())) == 2
-    )  # no spool is left
+    assert set(tmp_path.iterdir()) == {path, tmp_path / "copy.tif"}  # no spool is left
 
 
 def deep_zoom(folder: Path, pixels: np.ndarray) -> Path:
@@ -163,7 +160,7 @@ def test_a_symlink_out_of_the_tiles(tmp_path: Path) -> None:
 def test_damaged_deep_zoom(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.dzi"
     path.write_text(text)
-    with pytest.raises(RequestError, match="a.dzi"):
+    with pytest.raises(RequestError, match=r"a\.dzi"):
         check(path)
 
 
