@@ -105,7 +105,7 @@ def entry(path: Path) -> Entry:
     size_text = f"{width_px} \N{MULTIPLICATION SIGN} {height_px}"
     if recipe is None:
         return Entry(path, width_px, height_px, Caption(size_text, path.name))
-    head = f"seed {recipe.get('seed', '?')}   {size_text}"
+    head = f"seed {recipe.get('seed', '?')} \N{MIDDLE DOT} {size_text}"
     return Entry(path, width_px, height_px, Caption(head, str(recipe.get("prompt") or path.name)))
 
 

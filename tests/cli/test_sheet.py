@@ -91,11 +91,12 @@ def test_columns_are_sensible(pictures: list[Path], count: int) -> None:
     rows = -(-count // where.columns)
     assert rows * where.columns - count < where.columns
     if count >= 4:
-        assert 0.7 < where.width_px / where.height_px < 2.6
+        assert 0.7 < where.width_px / where.height_px < 2.8
 
 
 PROMPTS = {
-    "japanese": "夕焼けの湖と雪山、" * 8, "arabic": "جبال ثلجية فوق بحيرة", "emoji": "🌋 by night 🌌",
+    "japanese": "夕焼けの湖と雪山、" * 8,
+    "arabic": "جبال ثلجية فوق بحيرة", "emoji": "🌋 by night 🌌",
     "controls": "a\x00b\x1b[31m\u202e\nc", "one long word": "dune" * 90, "empty": "",
     "hindi": "झील के ऊपर बर्फीले पहाड़", "markup": "<b>&amp;</b>",
 }  # fmt: skip
@@ -153,8 +154,8 @@ def test_faults_are_named_together(hires: Callable, pictures: list[Path]) -> Non
 
 
 def test_pixels_that_are_damaged(hires: Callable, tmp_path: Path) -> None:
-    noise = np.random.default_rng(1).integers(0, 256, (300, 300, 3), np.uint8)
-    path = output(tmp_path / "a.png", noise, format="png", tile_px=512)
+    rows = (np.arange(600) % 251).astype(np.uint8)[:, None, None] + np.zeros((1, 600, 3), np.uint8)
+    path = output(tmp_path / "a.png", rows, format="png", tile_px=512)
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
     path.write_bytes(data)
