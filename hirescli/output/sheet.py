@@ -1,8 +1,7 @@
 """Contact sheets: many pictures small on one, each with what it was made from below it.
 
 A row of cells at a time is drawn and goes to a spool, so memory grows with the sheet's width
-only. Pictures are shrunk by libvips, which begins with the level of a pyramid that is just large
-enough.
+only. Of a pyramid the smallest level that is large enough is read.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from hirescli.errors import RequestError, RunError
 from hirescli.output.captions import Caption, Captions
 from hirescli.output.metadata import inspect
 from hirescli.output.picture_header import naming, read_header
+from hirescli.output.pyramid import PageLevel, levels_of, open_level
 from hirescli.output.spool import Spool
 
 if TYPE_CHECKING:
@@ -189,19 +189,21 @@ def _bands(
 
 
 def _thumb(path: Path, thumb_px: int) -> Image.Image:
-    import pyvips
     from PIL import Image
 
+    image = read_header(path).image
     with naming(path):
-        # A source takes the name as it is; by name, "x[page=2]" would be a file with an option.
-        source = pyvips.Source.new_from_file(os.fspath(path))
-        image = pyvips.Image.thumbnail_source(
-            source, thumb_px, height=thumb_px, size="down", export_profile="srgb",
-            fail_on="warning",
-        )  # fmt: skip
+        if image.get("vips-loader").startswith("tiff"):
+            level = [each for each in levels_of(path) if _holds(each, thumb_px)][-1:]
+            image = open_level(path, level[0], access="sequential") if level else image
+        # Not libvips's thumbnail of a file: that shows damaged ones without a word.
+        image = image.thumbnail_image(
+            thumb_px, height=thumb_px, size="down", export_profile="srgb", no_rotate=True
+        )
+        image = image.colourspace("srgb")
         if image.hasalpha():
             image = image.flatten(background=255)
-        image = image.colourspace("srgb")
+        image = image.extract_band(0, n=3).autorot()
         return Image.frombytes("RGB", (image.width, image.height), image.write_to_memory())
 
 
@@ -210,6 +212,10 @@ def _badness(where: Layout) -> float:
     cells = -(-where.count // where.columns) * where.columns
     off = abs(math.log(where.width_px / where.height_px / _WIDTH_TO_HEIGHT))
     return off + 1 - where.count / cells
+
+
+def _holds(level: PageLevel, thumb_px: int) -> bool:
+    return level.step > 0 and max(level.width_px, level.height_px) >= thumb_px
 
 
 def _shrunk(each: Entry, thumb_px: int) -> tuple[int, int]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from hirescli.output.picture_header import Header, load, naming, read_header
 from hirescli.output.pictures import to_spool
-from hirescli.output.tiff_page import largest_page
-from hirescli.viewer.tiles import DeepZoomTiles, PageLevel, TiffTiles, Tiles, pyramid_levels
+from hirescli.output.pyramid import PageLevel, levels_of
+from hirescli.viewer.tiles import DeepZoomTiles, TiffTiles, Tiles
 
 if TYPE_CHECKING:
     import pyvips
@@ -24,7 +24,6 @@ _QUALITY = 92
 _TILE_RANGE_PX = range(128, 1025)
 # A smaller copy with a longer side leaves too much to shrink for one tile.
 _SMALLEST_PX = 4096
-_MOST_HELD_PX = 2**27
 _MOST_SHRUNK_STEPS = 2
 
 
@@ -87,12 +86,11 @@ def _stored_levels(path: Path) -> list[PageLevel] | None:
     with path.open("rb") as file:
         if file.read(2) not in (b"II", b"MM"):
             return None
-    base, _ = largest_page(path, most_held_px=_MOST_HELD_PX)
-    levels = pyramid_levels(path, base)
+    levels = levels_of(path)
     if levels[0].tile_px is None and len(levels) == 1:
         return None
     with naming(path):
-        image = load(path, "tiff", page=base)
+        image = load(path, "tiff", page=levels[0].page)
     steps = [level.step for level in levels]
     gaps = [later - earlier for earlier, later in pairwise(steps)]
     smallest_px = max(image.width, image.height) >> steps[-1]
@@ -136,4 +134,4 @@ def _copied(image: pyvips.Image, copy: Path) -> Tiles:
         str(copy), tile=True, tile_width=tile_px, tile_height=tile_px, pyramid=True,
         bigtiff=True, compression="jpeg", Q=_QUALITY, keep="none",
     )  # fmt: skip
-    return TiffTiles(copy, pyramid_levels(copy, 0), tile_px=_TILE_PX)
+    return TiffTiles(copy, levels_of(copy), tile_px=_TILE_PX)

@@ -13,10 +13,11 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 from xml.etree import ElementTree
 
 from hirescli.errors import RequestError
+from hirescli.output.pyramid import PageLevel, open_level
 
 if TYPE_CHECKING:
     import pyvips
@@ -91,12 +92,12 @@ class TiffTiles:
 
     Args:
         path: The file.
-        levels: As `pyramid_levels` gives them.
+        levels: As `levels_of` gives them.
         tile_px: Side of the tiles that are served.
     """
 
     def __init__(self, path: Path, levels: list[PageLevel], *, tile_px: int) -> None:
-        images = {level.step: _opened(path, level) for level in levels}
+        images = {level.step: open_level(path, level, access="random") for level in levels}
         base = images[0]
         # Below the smallest copy, levels are made from it until one tile holds all of it.
         smallest_px = max(images[max(images)].width, images[max(images)].height)
@@ -173,74 +174,6 @@ class DeepZoomTiles:
         return self._folder / str(level) / f"{column}_{row}.{self._geometry.suffix}"
 
 
-@dataclass(frozen=True)
-class PageLevel:
-    """Where one level of a pyramid is in a TIFF.
-
-    Attributes:
-        step: It is 2**step times smaller than the picture.
-        page: Index of its page, or of the page whose sub-image it is.
-        subifd: Index among the sub-images of the page; -1: it is the page itself.
-        tile_px: Side of its tiles; None: it has no square tiles.
-    """
-
-    step: int
-    page: int
-    subifd: int
-    tile_px: int | None
-
-
-def pyramid_levels(path: Path, base: int) -> list[PageLevel]:
-    """The levels of a TIFF whose page `base` is the picture, that first.
-
-    Smaller copies are found by their size: whole halvings of the picture's, up to a pixel of
-    theirs, in tiles too. Not all programs mark them as copies.
-    """
-    from tifffile import TiffFile, TiffPage
-
-    from hirescli.output.quiet import tifffile_silent
-
-    with tifffile_silent(), TiffFile(path) as tiff:
-        pages = [page if isinstance(page, TiffPage) else page.aspage() for page in tiff.pages]
-        picture = pages[base]
-        subs = [page for page in picture.pages or [] if isinstance(page, TiffPage)]
-        places = [(page, index, -1) for index, page in enumerate(pages) if index != base]
-        places += [(page, base, index) for index, page in enumerate(subs)]
-        found = {0: PageLevel(0, base, -1, _square(picture))}
-        for page, index, subifd in places:
-            step = _step(picture, page)
-            if step is not None and step not in found and page.is_tiled:
-                found[step] = PageLevel(step, index, subifd, _square(page))
-    return [found[step] for step in sorted(found)]
-
-
-def _step(picture: Any, page: Any) -> int | None:
-    """How often a page halves the picture; None if it does not."""
-    if not page.imagewidth or page.samplesperpixel != picture.samplesperpixel:
-        return None
-    step: int = round(picture.imagewidth / page.imagewidth).bit_length() - 1
-    sides = ((picture.imagewidth, page.imagewidth), (picture.imagelength, page.imagelength))
-    fits = all(abs(whole / 2**step - part) <= 1 for whole, part in sides)
-    return step if step > 0 and fits else None
-
-
-def _square(page: Any) -> int | None:
-    return int(page.tilewidth) if page.is_tiled and page.tilewidth == page.tilelength else None
-
-
-def _opened(path: Path, level: PageLevel) -> pyvips.Image:
-    import pyvips
-
-    pyvips.cache_set_max(0)  # its cache would hold files open
-    # A source takes the name as it is; by name, "x[page=2]" would be a file with an option.
-    source = pyvips.Source.new_from_file(os.fspath(path))
-    image: pyvips.Image = pyvips.Image.tiffload_source(
-        source, page=level.page, subifd=level.subifd, access="random", fail_on="warning",
-        unlimited=True,
-    )  # fmt: skip
-    return image
-
-
 def _region(image: pyvips.Image, x0: int, y0: int, width_px: int, height_px: int) -> pyvips.Image:
     """A rectangle; what is beyond the picture repeats its edge.
 
@@ -260,7 +193,7 @@ def _as_srgb(image: pyvips.Image) -> pyvips.Image:
         image = image.flatten(background=65535 if image.format == "ushort" else 255)
     if image.format == "uchar" and image.bands in (1, 3):
         return image
-    return image.colourspace("srgb")
+    return image.colourspace("srgb").extract_band(0, n=3)
 
 
 def _halved(side_px: int, step: int) -> int:
