@@ -11,6 +11,7 @@ from typing import Any
 
 from hirescli.errors import HiresError, RequestError
 from hirescli.output.metadata import inspect
+from hirescli.recipe import Recipe
 from hirescli.runs.left import LeftRun
 from hirescli.units import format_bytes
 from hirescli.viewer import standing as disk
@@ -165,16 +166,23 @@ def _facts(
     geometry = tiles.geometry
     px = geometry.width_px * geometry.height_px
     levels = geometry.max_level - geometry.min_level + 1
-    facts = [("Size", f"{geometry.width_px} x {geometry.height_px} px"), ("Pixels", _pixels(px))]
+    size = disk.size_text(geometry.width_px, geometry.height_px)
+    facts = [("Size", f"{size} px"), ("Pixels", _pixels(px))]
     recipe = None
     if found.stage is None:
         facts.append(("File", format_bytes(found.path.stat().st_size)))
         with contextlib.suppress(RequestError):  # a format or a .dzi without a recipe
             said = inspect(found.path)
             facts.append(("Format", said.format.upper()))
-            recipe = said.recipe
+            recipe = None if said.recipe is None else _ordered(said.recipe)
     facts.append(("Levels", f"{levels}, in tiles of {geometry.tile_px} px"))
     return facts, recipe
+
+
+def _ordered(recipe: dict[str, Any]) -> dict[str, Any]:
+    """In the order of a recipe's fields: files hold them by the alphabet."""
+    known = [key for key in Recipe.model_fields if key in recipe]
+    return {key: recipe[key] for key in [*known, *(set(recipe) - set(known))]}
 
 
 def _pixels(px: int) -> str:

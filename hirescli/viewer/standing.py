@@ -90,8 +90,13 @@ def _progress(left: LeftRun) -> tuple[str, float]:
     if left.finished >= total:
         return "writing the file", 1.0
     stage = left.stages[left.finished]
-    size = f"{stage.get('width_px')} x {stage.get('height_px')} px"
-    return f"making stage {left.finished + 1} of {total}, {size}", _share(left)
+    size = size_text(int(_number(stage, "width_px")), int(_number(stage, "height_px")))
+    return f"making stage {left.finished + 1} of {total} ({size})", _share(left)
+
+
+def size_text(width_px: int, height_px: int) -> str:
+    """A size as the page writes it."""
+    return f"{width_px:,} \N{MULTIPLICATION SIGN} {height_px:,}"
 
 
 def _stage(left: LeftRun) -> Standing | None:

@@ -159,6 +159,9 @@ def test_two_pictures_zoom_together(tmp_path: Path, opened: Callable) -> None:
         assert {row.text for row in rows} >= {"seed", "format", "width", "height"}
         browser.find_element("css selector", "body").send_keys("s")
         assert browser.find_element("id", "cut").is_displayed()
+        time.sleep(1)
+        one_place, two_place = (browser.execute_script(PLACE.format(i)) for i in (0, 1))
+        assert two_place == pytest.approx(one_place, abs=1e-3)
 
 
 def test_text_of_files_is_text(tmp_path: Path, opened: Callable) -> None:

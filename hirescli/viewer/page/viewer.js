@@ -64,6 +64,7 @@
     // after it has told of the size.
     viewer.addHandler("after-resize", () => queueMicrotask(() => {
       if (pane.item && !moved) viewer.viewport.goHome(true);
+      follow(leader || panes[0]);
     }));
     viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
     viewer.addHandler("viewport-change", () => { follow(pane); measure(); });
@@ -126,11 +127,14 @@
   function measure() {
     const pane = current();
     if (!pane) return;
+    showMap();
     const zoom = zoomOf(pane);
     const percent = zoom * 100;
     $("percent").textContent = `${percent >= 9.95 ? Math.round(percent) : percent.toFixed(1)}%`;
     // Pixels are seen as what they are when they are large.
-    for (const each of panes) each.viewer.drawer?.setImageSmoothingEnabled(zoom < 2.5);
+    for (const each of panes) {
+      if (each.item) each.viewer.drawer.setImageSmoothingEnabled(zoomOf(each) < 2.5);
+    }
     const perCssPx = (window.devicePixelRatio || 1) / zoom;
     const length = nice(RULER_PX * perCssPx);
     $("ruler").style.width = `${length / perCssPx}px`;
@@ -149,7 +153,15 @@
     const scale = most / Math.max(geometry.width_px, geometry.height_px);
     $("map").style.width = `${Math.round(geometry.width_px * scale)}px`;
     $("map").style.height = `${Math.round(geometry.height_px * scale)}px`;
-    $("map").hidden = !$("panel").hidden;
+    panes[0].viewer.navigator.updateSize();
+  }
+
+  // It helps where a part is seen, and is in the way where all of it is.
+  function showMap() {
+    const pane = panes[0];
+    const { viewport } = pane.viewer;
+    const part = pane.item && viewport.getZoom() > viewport.getHomeZoom() * 1.15;
+    $("map").classList.toggle("shown", Boolean(part) && panes.length === 1 && $("panel").hidden);
   }
 
   function zoomBy(factor) {
@@ -226,7 +238,7 @@
     const g = picture.geometry;
     const size = g ? `${g.width_px.toLocaleString("en")} × ${g.height_px.toLocaleString("en")}` : "";
     if (kind === "done") return size;
-    return [text, shown && `${shown}, ${size}`].filter(Boolean).join(" · ");
+    return [text, shown && `${shown} (${size})`].filter(Boolean).join(" · ");
   }
 
   function describe(pane, kind, line) {
@@ -333,7 +345,7 @@
   function showPanel(shown) {
     $("panel").hidden = !shown;
     $("info").setAttribute("aria-pressed", String(shown));
-    $("map").hidden = shown || panes.length > 1;
+    if (panes.length) showMap();
   }
 
   function setOver(now) {
