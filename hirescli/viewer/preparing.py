@@ -6,6 +6,7 @@ few rows are held, whatever the size. Its tiles are JPEG, as those that the page
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,12 +40,13 @@ def check(path: Path) -> None:
         read_header(path)
 
 
-def tiles_of(path: Path, copy: Path) -> Tiles:
+def tiles_of(path: Path, copy: Path, begun: Callable[[pyvips.Image], None]) -> Tiles:
     """The tiles of a picture.
 
     Args:
         path: A TIFF, PNG, JPEG, WebP, GIF or .dzi.
         copy: Where the copy goes, if one is needed.
+        begun: Told of what is copied, so that it can be ended.
 
     Raises:
         RequestError: As `check`, or if its pixels are damaged.
@@ -60,19 +62,19 @@ def tiles_of(path: Path, copy: Path) -> Tiles:
     header = read_header(path)
     if _is_plain(header):
         with naming(path):
-            return _copied(header.image, copy)
+            return _copied(header.image, copy, begun)
     spool = copy.with_name(copy.name + ".spool")
     try:
         to_spool(path, spool)
-        return tiles_of_spool(spool, copy)
+        return tiles_of_spool(spool, copy, begun)
     finally:
         spool.unlink(missing_ok=True)
 
 
-def tiles_of_spool(spool: Path, copy: Path) -> Tiles:
-    """The tiles of a spool of 8 or 16 bits, of which all rows stand."""
+def tiles_of_spool(spool: Path, copy: Path, begun: Callable[[pyvips.Image], None]) -> Tiles:
+    """The tiles of a spool of 8 or 16 bits, of which all rows stand; else as `tiles_of`."""
     with naming(spool):
-        return _copied(load(spool, "tiff"), copy)
+        return _copied(load(spool, "tiff"), copy, begun)
 
 
 def _stored_levels(path: Path) -> list[PageLevel] | None:
@@ -124,9 +126,10 @@ def _is_srgb(image: pyvips.Image) -> bool:
     return bytes(image.get("icc-profile-data")) == bytes(ours)
 
 
-def _copied(image: pyvips.Image, copy: Path) -> Tiles:
+def _copied(image: pyvips.Image, copy: Path, begun: Callable[[pyvips.Image], None]) -> Tiles:
     if image.format == "ushort":
         image = image.colourspace("srgb")
+    begun(image)
     # libvips reads no tile that is more than twice as large as its picture; TIFF's are multiples
     # of 16.
     tile_px = min(_TILE_PX, -(-max(image.width, image.height) // 16) * 16)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hirescli.errors import HiresError, RequestError
 from hirescli.output.metadata import inspect
@@ -18,6 +18,9 @@ from hirescli.viewer import standing as disk
 from hirescli.viewer.preparing import check, tiles_of, tiles_of_spool
 from hirescli.viewer.standing import Standing
 from hirescli.viewer.tiles import Tiles
+
+if TYPE_CHECKING:
+    import pyvips
 
 _KEPT = 2  # versions: the page asks for tiles of the last one until the next is all there
 _SECONDS = 0.5  # between two looks at the disk
@@ -50,6 +53,8 @@ class Shown:
         self._failed: tuple[str, str] | None = None  # a version that cannot be shown, and why
         self._left = disk.left_run(self.output)
         self._lock = threading.Lock()
+        self._copying: pyvips.Image | None = None
+        self._ended = False
         found = disk.standing(self.output, self._left)
         if found is not None and found.stage is None:
             check(found.path)
@@ -80,6 +85,13 @@ class Shown:
         for each in gone:
             each.copy.unlink(missing_ok=True)
 
+    def end(self) -> None:
+        """Stop what `look` is doing in another thread; it is not asked again."""
+        with self._lock:
+            self._ended = True
+            if self._copying is not None:
+                self._copying.set_kill(True)
+
     def tiles(self, version: str) -> Tiles | None:
         """The tiles of a version that is or was shown a moment ago."""
         with self._lock:
@@ -104,18 +116,27 @@ class Shown:
             told["status"] |= {"kind": "preparing", "text": "preparing the picture"}
         return told
 
+    def _begun(self, image: pyvips.Image) -> None:
+        with self._lock:
+            self._copying = image
+            if self._ended:
+                image.set_kill(True)
+
     def _made(self, found: Standing, left: LeftRun | None) -> _Version:
         copy = self._folder / f"{found.version}.tif"
         try:
             if found.stage is None:
-                tiles = tiles_of(found.path, copy)
+                tiles = tiles_of(found.path, copy, self._begun)
             else:
-                tiles = tiles_of_spool(found.path, copy)
+                tiles = tiles_of_spool(found.path, copy, self._begun)
             facts, recipe = _facts(found, tiles)
         except RequestError:
+            copy.unlink(missing_ok=True)
             if not found.path.exists():
                 raise FileNotFoundError(found.path) from None
             raise
+        finally:
+            self._copying = None
         return _Version(found, tiles, facts, recipe or _recipe_of_run(left), copy)
 
 
@@ -137,7 +158,9 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join(timeout=10)
+        for each in self._pictures:
+            each.end()
+        self._thread.join()
 
     def _run(self) -> None:
         while not self._ended.is_set():

@@ -48,10 +48,11 @@ def wait_for(server: ViewServer, **wanted: Any) -> dict[str, Any]:
     pytest.fail(f"{wanted} did not come: {found}")
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[ViewServer]:
-    path = write_output(tmp_path / "dunes.tif", ramp(700, 500), tile_px=128)
-    with serving(tmp_path, path) as made:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ViewServer]:
+    folder = tmp_path_factory.mktemp("served")
+    path = write_output(folder / "dunes.tif", ramp(700, 500), tile_px=128)
+    with serving(folder, path) as made:
         wait_for(made, kind="done")
         yield made
 
@@ -201,6 +202,23 @@ def test_pixels_that_are_damaged_are_named_on_the_page(tmp_path: Path) -> None:
     path.write_bytes(data)
     with serving(tmp_path, path) as server:
         assert "a.png" in wait_for(server, kind="failed")["status"]["text"]
+
+
+def test_a_copy_under_way_ends_at_once(tmp_path: Path) -> None:
+    path = write_output(tmp_path / "a.png", ramp(4000, 3000), format="png")
+    shown = Shown(path, tmp_path / "copies")
+    (tmp_path / "copies").mkdir()
+    shown.end()
+    began = time.monotonic()
+    shown.look()
+    took = time.monotonic() - began
+    assert shown.state()["version"] is None
+    assert list((tmp_path / "copies").iterdir()) == []
+    again = Shown(path, tmp_path / "copies")
+    began = time.monotonic()
+    again.look()
+    assert again.state()["version"] is not None
+    assert took < (time.monotonic() - began) / 2
 
 
 def test_tiles_are_quick(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def assert_all_levels(tiles: Tiles, pixels: np.ndarray) -> None:
 def test_our_pyramid(tmp_path: Path, compression: str) -> None:
     pixels = ramp(701, 533)
     path = write_output(tmp_path / "a.tif", pixels, tile_px=128, compression=compression)
-    tiles = tiles_of(path, tmp_path / "copy.tif")
+    tiles = tiles_of(path, tmp_path / "copy.tif", print)
     assert tiles.geometry.tile_px == 128
     assert not (tmp_path / "copy.tif").exists()  # straight from the file
     assert_all_levels(tiles, pixels)
@@ -66,7 +66,7 @@ def test_sizes(tmp_path: Path, size: tuple[int, int], suffix: str) -> None:
     pixels = ramp(*size)
     form = {"tif": "tiff", "png": "png", "jpg": "jpeg"}[suffix]
     path = write_output(tmp_path / f"a.{suffix}", pixels, format=form)
-    tiles = tiles_of(path, tmp_path / "copy.tif")
+    tiles = tiles_of(path, tmp_path / "copy.tif", print)
     whole = put_together(tiles, tiles.geometry.max_level)
     assert whole.shape == pixels.shape
     assert np.abs(whole.astype(int) - pixels).max() <= 2 * TOLERANCE
@@ -80,7 +80,7 @@ def test_sub_images(tmp_path: Path) -> None:
         str(path), tile=True, tile_width=64, tile_height=64, pyramid=True, subifd=True,
         compression="deflate", depth="onetile",
     )  # fmt: skip
-    tiles = tiles_of(path, tmp_path / "copy.tif")
+    tiles = tiles_of(path, tmp_path / "copy.tif", print)
     assert not (tmp_path / "copy.tif").exists()
     assert_all_levels(tiles, pixels)
 
@@ -93,7 +93,7 @@ def test_a_foreign_pyramid_with_gaps(tmp_path: Path) -> None:
         for step in (1, 4, 16):
             level = pixels[step // 2 :: step, step // 2 :: step]
             writer.write(level, tile=(128, 128), photometric="rgb", metadata=None)
-    tiles = tiles_of(path, tmp_path / "copy.tif")
+    tiles = tiles_of(path, tmp_path / "copy.tif", print)
     assert not (tmp_path / "copy.tif").exists()
     assert_all_levels(tiles, pixels)
 
@@ -102,14 +102,14 @@ def test_16_bits_in_tiles(tmp_path: Path) -> None:
     pixels = ramp(300, 200)
     path = tmp_path / "deep.tif"
     tifffile.imwrite(path, pixels.astype(np.uint16) * 257, tile=(128, 128), photometric="rgb")
-    assert_all_levels(tiles_of(path, tmp_path / "copy.tif"), pixels)
+    assert_all_levels(tiles_of(path, tmp_path / "copy.tif", print), pixels)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_spools(tmp_path: Path, bits: int) -> None:
     pixels = ramp(900, 700)
     spool = fill(tmp_path / "stage-0.spool.tif", pixels, bits)
-    tiles = tiles_of_spool(spool, tmp_path / "copy.tif")
+    tiles = tiles_of_spool(spool, tmp_path / "copy.tif", print)
     spool.unlink()  # the next stage takes its place
     assert_all_levels(tiles, pixels)
 
@@ -119,7 +119,7 @@ def test_a_picture_that_lies_on_its_side(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(ramp(320, 200)).save(path, exif=exif, quality=95)
-    tiles = tiles_of(path, tmp_path / "copy.tif")
+    tiles = tiles_of(path, tmp_path / "copy.tif", print)
     assert (tiles.geometry.width_px, tiles.geometry.height_px) == (200, 320)
     assert set(tmp_path.iterdir()) == {path, tmp_path / "copy.tif"}  # no spool is left
 
@@ -132,7 +132,7 @@ def deep_zoom(folder: Path, pixels: np.ndarray) -> Path:
 
 def test_deep_zoom(tmp_path: Path) -> None:
     path = deep_zoom(tmp_path, ramp(500, 300))
-    tiles = tiles_of(path, tmp_path / "copy.tif")
+    tiles = tiles_of(path, tmp_path / "copy.tif", print)
     assert tiles.geometry == Geometry(500, 300, 128, 1, 0, "jpg")
     assert tiles.tile(9, 1, 1) == (tmp_path / "dunes_files/9/1_1.jpg").read_bytes()
 
