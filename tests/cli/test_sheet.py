@@ -12,7 +12,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from hirescli.output.captions import Captions, _cut, _font, _lines
+from hirescli.output.captions import Caption, Captions, _cut, _font, _lines
 from hirescli.output.finalise import finalise
 from hirescli.output.sheet import entry, layout
 from hirescli.output.spool import Spool
@@ -102,10 +102,12 @@ PROMPTS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("system", [True, False], ids=["system fonts", "Pillow's own"])
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
-def test_prompts_of_all_kinds(prompt: str) -> None:
-    from hirescli.output.captions import Caption
-
+def test_prompts_of_all_kinds(prompt: str, system: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not system:
+        monkeypatch.setattr("hirescli.output.captions._FONTS", ())
+        monkeypatch.setattr("hirescli.output.captions._SCRIPTS", ())
     captions = Captions(256)
     image = Image.new("RGB", (256, captions.height_px), "white")
     captions.draw(image, Caption("seed 1", prompt), 0, 0, 256)
