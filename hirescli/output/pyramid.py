@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hirescli.errors import RequestError
 from hirescli.output.quiet import tifffile_silent
 from hirescli.output.tiff_page import largest_page
 
@@ -46,21 +47,11 @@ def levels_of(path: Path) -> list[PageLevel]:
     Raises:
         RequestError: If the file is truncated or damaged, or holds several pictures of one size.
     """
-    from tifffile import TiffFile, TiffPage
-
     base, _ = largest_page(path, most_held_px=_MOST_HELD_PX)
-    with tifffile_silent(), TiffFile(path) as tiff:
-        pages = [page if isinstance(page, TiffPage) else page.aspage() for page in tiff.pages]
-        picture = pages[base]
-        subs = [page for page in picture.pages or [] if isinstance(page, TiffPage)]
-        places = [(page, index, -1) for index, page in enumerate(pages) if index != base]
-        places += [(page, base, index) for index, page in enumerate(subs)]
-        found = {0: _level(0, base, -1, picture)}
-        for page, index, subifd in places:
-            step = _step(picture, page)
-            if step is not None and step not in found and page.is_tiled:
-                found[step] = _level(step, index, subifd, page)
-    return [found[step] for step in sorted(found)]
+    try:
+        return _found(path, base)
+    except Exception as error:  # tifffile raises errors of many kinds for damaged files
+        raise RequestError(f"{path} is damaged ({error}); take an undamaged copy") from error
 
 
 def open_level(
@@ -81,6 +72,23 @@ def open_level(
         unlimited=True,
     )  # fmt: skip
     return image
+
+
+def _found(path: Path, base: int) -> list[PageLevel]:
+    from tifffile import TiffFile, TiffPage
+
+    with tifffile_silent(), TiffFile(path) as tiff:
+        pages = [page if isinstance(page, TiffPage) else page.aspage() for page in tiff.pages]
+        picture = pages[base]
+        subs = [page for page in picture.pages or [] if isinstance(page, TiffPage)]
+        places = [(page, index, -1) for index, page in enumerate(pages) if index != base]
+        places += [(page, base, index) for index, page in enumerate(subs)]
+        found = {0: _level(0, base, -1, picture)}
+        for page, index, subifd in places:
+            step = _step(picture, page)
+            if step is not None and step not in found and page.is_tiled:
+                found[step] = _level(step, index, subifd, page)
+    return [found[step] for step in sorted(found)]
 
 
 def _level(step: int, index: int, subifd: int, page: Any) -> PageLevel:

@@ -164,6 +164,29 @@ def test_two_pictures_zoom_together(tmp_path: Path, opened: Callable) -> None:
         assert two_place == pytest.approx(one_place, abs=1e-3)
 
 
+def test_a_phone(tmp_path: Path, opened: Callable) -> None:
+    path = write_output(tmp_path / "dunes.tif", ramp(512, 512), prompt="dunes " * 200)
+    phone = {"width": 360, "height": 700, "deviceScaleFactor": 2, "mobile": True}
+    with serving(tmp_path, path) as server:
+        browser = opened(server.url)
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+        try:
+            until(lambda: loaded(browser), "loading")
+            browser.find_element("id", "info").click()
+            until(lambda: "dunes" in text(browser, "told"), "showing the recipe")
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+            for name in ("tools", "panel", "scale"):
+                box = browser.find_element("id", name).rect
+                assert box["x"] >= 0
+                assert box["x"] + box["width"] <= 360
+                assert box["y"] + box["height"] <= 700
+            browser.find_element("id", "close").click()
+            browser.find_element("id", "zoom").click()
+            until(lambda: text(browser, "percent") == "100%", "100%, two pixels to the point")
+        finally:
+            browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_text_of_files_is_text(tmp_path: Path, opened: Callable) -> None:
     path = write_output(tmp_path / "<b>x.tif", ramp(64, 64), prompt=EVIL)
     with serving(tmp_path, path) as server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import statistics
@@ -66,6 +67,13 @@ def test_the_page_and_its_headers(server: ViewServer) -> None:
         assert "unsafe" not in policy
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Access-Control-Allow-Origin"] is None
+
+
+def test_openseadragon_is_what_its_source_says() -> None:
+    page = Path(__file__).parents[2] / "hirescli/viewer/page"
+    sha256 = hashlib.sha256((page / "openseadragon.min.js").read_bytes()).hexdigest()
+    assert sha256 in (page / "openseadragon.SOURCE").read_text()
+    assert "Redistribution" in (page / "openseadragon.LICENSE.txt").read_text()
 
 
 def test_the_page_names_no_other_host() -> None:
