@@ -44,7 +44,7 @@ class MakingOptions:
         _flag(
             "--preview",
             text="Write a small JPEG beside the output after each stage: OUTPUT.stage-0.jpg and "
-            "so on, the longest side at most 1024 px. They stay.",
+            "so on, the longest side at most 1024 px. They stay. Default: none is written.",
         ),
     ] = False
     json_: Annotated[
