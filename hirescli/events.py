@@ -97,6 +97,14 @@ class StageDone:
 
 
 @dataclass(frozen=True)
+class PreviewWritten:
+    """A small picture of the finished stage `index` stands."""
+
+    index: int
+    path: Path
+
+
+@dataclass(frozen=True)
 class Finalising:
     """The spool is being made into the output file."""
 
@@ -143,6 +151,7 @@ Event = (
     | PassDone
     | BandHalved
     | StageDone
+    | PreviewWritten
     | Finalising
     | FileWritten
     | Warned

@@ -23,7 +23,7 @@ LAYERS = [
     {"planning"},
     {"bands"},
     {"vae", "models", "attention"},
-    {"cascade", "runs", "output"},
+    {"cascade", "runs", "output", "viewer"},
     {"training", "evaluation"},
     {"cli"},
 ]
@@ -39,6 +39,7 @@ WITHOUT_TORCH = {
     "planning",
     "cli",
     "output",
+    "viewer",
 }
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "safetensors"}
 IMAGES = {"numpy", "tifffile", "pyvips", "PIL", "scipy"}

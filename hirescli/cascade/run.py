@@ -19,6 +19,7 @@ from hirescli.errors import RequestError, RunError
 from hirescli.events import (
     Event,
     Listener,
+    PreviewWritten,
     RunDone,
     RunStarted,
     StageDone,
@@ -29,6 +30,7 @@ from hirescli.events import (
 from hirescli.models.load import quiet_libraries
 from hirescli.output.finalise import finalise
 from hirescli.output.pictures import to_spool
+from hirescli.output.preview import write_preview
 from hirescli.output.spool import Spool
 from hirescli.planning.machine import peak_rss_bytes
 from hirescli.runs.conditions import conditions
@@ -78,6 +80,7 @@ class Runner:
         keep_runs: Whether run directories stay when their images are finished.
         latents: A kept run directory whose latents are decoded again.
         wait: Whether outputs that other processes are making are no fault yet.
+        previews: Whether every finished stage leaves a small JPEG beside the output.
 
     Raises:
         RequestError: If a run directory was left by another recipe, or two outputs are one.
@@ -92,8 +95,9 @@ class Runner:
         keep_runs: bool = False,
         latents: Path | None = None,
         wait: bool = False,
+        previews: bool = False,
     ) -> None:
-        self._keep_runs, self._latents = keep_runs, latents
+        self._keep_runs, self._latents, self._previews = keep_runs, latents, previews
         self._tell = listener or _ignore
         _refuse_conflicts(plans, wait=wait)
         self._models = Models(plans)
@@ -128,7 +132,8 @@ class Runner:
             try:
                 if self._latents is not None:
                     _adopt_latents(self._latents, directory, validated.plan)
-                made = _make(validated, directory, self._models.of(validated.plan), tell)
+                model = self._models.of(validated.plan)
+                made = _make(validated, directory, model, tell, previews=self._previews)
             except RequestError:  # of files that the request names
                 if fresh:
                     directory.remove()
@@ -143,6 +148,7 @@ def run(
     *,
     keep_runs: bool = False,
     latents: Path | None = None,
+    previews: bool = False,
 ) -> list[Result]:
     """Make all images of validated plans, in order; the first that fails ends it.
 
@@ -151,7 +157,7 @@ def run(
     Raises:
         RequestError, RunError: As `Runner`.
     """
-    runner = Runner(plans, listener, keep_runs=keep_runs, latents=latents)
+    runner = Runner(plans, listener, keep_runs=keep_runs, latents=latents, previews=previews)
     return [runner.make(validated) for validated in plans]
 
 
@@ -194,7 +200,12 @@ def _directory(validated: ValidatedPlan, tell: Listener, *, keep: bool) -> RunDi
 
 
 def _make(
-    validated: ValidatedPlan, directory: RunDirectory, model: Model, tell: Listener
+    validated: ValidatedPlan,
+    directory: RunDirectory,
+    model: Model,
+    tell: Listener,
+    *,
+    previews: bool,
 ) -> Result:
     began = time.monotonic()
     plan = validated.plan
@@ -203,7 +214,7 @@ def _make(
     noise = torch.Generator("cpu").manual_seed(recipe.seed)
     guides = guides_of(recipe, model, directory.spool)
     stages = Stages(model, plan, noise, directory.spill, tell, directory.journal, guides)
-    last_spool = _cascade(plan, directory, stages, tell)
+    last_spool = _cascade(plan, directory, stages, tell, previews=previews)
     file = finalise(
         last_spool,
         validated.output,
@@ -217,7 +228,9 @@ def _make(
     return Result(file.path, file.sha256, seconds, peak, recipe, spent)
 
 
-def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener) -> Path:
+def _cascade(
+    plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener, *, previews: bool
+) -> Path:
     """Run the stages that are not finished; returns the 8-bit spool of the last one."""
     first = _first_unfinished(plan, directory, stages, tell)
     if not directory.journal.empty:
@@ -235,7 +248,19 @@ def _cascade(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener
         if stage.index:
             _spool_path(plan, directory, stage.index - 1).unlink(missing_ok=True)
         tell(StageDone(stage.index, time.monotonic() - began))
+        if previews:
+            _preview(
+                _spool_path(plan, directory, stage.index), directory.output, stage.index, tell
+            )
     return _spool_path(plan, directory, len(plan.stages) - 1)
+
+
+def _preview(spool: Path, output: Path, index: int, tell: Listener) -> None:
+    """Write the preview of a stage; a run does not fail for want of one."""
+    try:
+        tell(PreviewWritten(index, write_preview(spool, output, index)))
+    except RunError as error:
+        tell(Warned(str(error)))
 
 
 def _first_unfinished(plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener) -> int:

@@ -26,8 +26,10 @@ from hirescli.cli import (
     plan,
     presets,
     runs,
+    sheet,
     train,
     upscale,
+    view,
 )
 from hirescli.cli.interrupt import Interrupted, interruptible
 from hirescli.cli.options.option import paragraphs
@@ -48,6 +50,8 @@ for name, command in (
     ("upscale", upscale.upscale),
     ("batch", batch.batch),
     ("plan", plan.plan),
+    ("view", view.view),
+    ("sheet", sheet.sheet),
     ("info", info.info),
     ("doctor", doctor.doctor),
     ("bench", bench.bench),

@@ -355,7 +355,10 @@ class _Batch:
         from hirescli.runs.batch import Row, by_model, make_jobs, refused
 
         def start(plans: Sequence[ValidatedPlan]) -> Runner:
-            return Runner(plans, listener, keep_runs=self._how.keep_run, wait=True)
+            how = self._how
+            return Runner(
+                plans, listener, keep_runs=how.keep_run, previews=how.preview, wait=True
+            )
 
         runner, wrong = refused(todo, start)
         if wrong and not self._options.keep_going:

@@ -191,7 +191,7 @@ def _run(
         with importing():  # after all that can be refused is
             from hirescli.cascade.run import run
 
-        return run(todo, tell, keep_runs=how.keep_run, latents=latents)
+        return run(todo, tell, keep_runs=how.keep_run, latents=latents, previews=how.preview)
 
 
 class Paths:

@@ -166,6 +166,8 @@ class Lines:
             return f"{self._label}: {format_seconds(event.seconds)}"
         if isinstance(event, events.WentOn):
             return went_on_line(event)
+        if isinstance(event, events.PreviewWritten):
+            return f"preview {event.path}"
         return closing_line(event)
 
     def _print(self, line: str) -> None:

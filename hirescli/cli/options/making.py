@@ -39,6 +39,14 @@ class MakingOptions:
             "with --from-latents.",
         ),
     ] = False
+    preview: Annotated[
+        bool,
+        _flag(
+            "--preview",
+            text="Write a small JPEG beside the output after each stage: OUTPUT.stage-0.jpg and "
+            "so on, the longest side at most 1024 px. They stay. Default: none is written.",
+        ),
+    ] = False
     json_: Annotated[
         bool,
         _flag("--json", text="Print events as JSON lines, at the end a result object."),

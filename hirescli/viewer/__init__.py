@@ -1,0 +1,1 @@
+"""The local page that zooms into a picture while and after it is made."""
