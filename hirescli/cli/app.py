@@ -22,6 +22,7 @@ from hirescli.cli import (
     evaluate,
     generate,
     info,
+    inspect,
     models,
     plan,
     presets,
@@ -49,6 +50,7 @@ for name, command in (
     ("batch", batch.batch),
     ("plan", plan.plan),
     ("info", info.info),
+    ("inspect", inspect.inspect),
     ("doctor", doctor.doctor),
     ("bench", bench.bench),
 ):

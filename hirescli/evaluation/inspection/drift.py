@@ -91,7 +91,8 @@ def shares(side_px: int, cells: int) -> Floats:
     pixel = np.arange(side_px)
     first = np.maximum(edges[:-1, None], pixel)
     end = np.minimum(edges[1:, None], pixel + 1)
-    return np.clip(end - first, 0, None) * cells / side_px
+    made: Floats = np.clip(end - first, 0, None) * cells / side_px
+    return made
 
 
 def same_shape(size: tuple[int, int], base_size: tuple[int, int]) -> bool:

@@ -48,4 +48,5 @@ class Reduced:
     def _row(self, top: int) -> NDArray[np.float32]:
         squares = self._sum[: self._width * self.factor].reshape(self._width, self.factor, 3)
         mean = squares.sum(axis=1, dtype=np.uint64) / (self.factor**2 * top)
-        return mean.astype(np.float32)
+        made: NDArray[np.float32] = mean.astype(np.float32)
+        return made

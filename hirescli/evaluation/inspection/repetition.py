@@ -89,23 +89,35 @@ def strongest(luma: Floats, scale: int = 1) -> Peak:
         luma: (height, width), in levels of 255; each side at least `LEAST_PX`.
         scale: Pixels of the whole picture that one of these stands for.
     """
+    return peak(scores(luma), scale)
+
+
+def peak(found: Floats, scale: int = 1) -> Peak:
+    """The largest of the scores of all lags."""
+    row, column = np.unravel_index(int(found.argmax()), found.shape)
+    half = found.shape[1] // 2
+    return Peak(float(found[row, column]), ((int(column) - half) * scale, int(row) * scale))
+
+
+def scores(luma: Floats) -> Floats:
+    """The score of each lag, 0 to 1, placed as those of `autocorrelation`."""
+    height, width = luma.shape
     if float(luma.std()) < _LEAST_DEVIATION:
-        return Peak(0.0, (0, 0))
-    r = autocorrelation(luma)  # lags: rows 0 to half, columns -half to half
+        return np.zeros((height // 2 + 1, width // 2 * 2 + 1))
+    r = autocorrelation(luma)
+    made: Floats = np.clip(r - _ring(r), 0, 1)
     half = r.shape[1] // 2
-    stands_out = r - _ring(r)
     y, x = np.ogrid[: r.shape[0], -half : half + 1]
-    stands_out[(np.hypot(y, x) < LEAST_LAG_PX) | ((y == 0) & (x < 0))] = 0
-    row, column = np.unravel_index(int(stands_out.argmax()), stands_out.shape)
-    score = float(np.clip(stands_out[row, column], 0, 1))
-    return Peak(score, ((int(column) - half) * scale, int(row) * scale))
+    made[(np.hypot(y, x) < LEAST_LAG_PX) | ((y == 0) & (x < 0))] = 0
+    return made
 
 
 def autocorrelation(luma: Floats) -> Floats:
     """r, whitened: (height // 2 + 1, 2 (width // 2) + 1), the lag 0 in the middle of row 0."""
     height, width = luma.shape
-    window = np.outer(_taper(height), _taper(width))
-    x = (luma - np.average(luma, weights=window)) * window
+    # Single precision: for the largest copy, half of 100 MB.
+    window = np.outer(_taper(height), _taper(width)).astype(np.float32)
+    x = ((luma - np.average(luma, weights=window)) * window).astype(np.float32)
     size = (2 * height, 2 * width)
     power = np.abs(np.fft.rfft2(x, size)) ** 2
     power /= _box(power, _WHITEN) + 1e-12 * power.max()
@@ -135,7 +147,7 @@ def _box(values: Floats, side: int) -> Floats:
     for axis in (0, 1):
         pad = [(0, 0), (0, 0)]
         pad[axis] = (side // 2 + 1, side // 2)
-        sums = np.cumsum(np.pad(values, pad, mode="reflect"), axis=axis)
+        sums = np.cumsum(np.pad(values, pad, mode="reflect"), axis=axis, dtype=np.float64)
         first, last = [slice(None)] * 2, [slice(None)] * 2
         first[axis], last[axis] = slice(None, -side), slice(side, None)
         values = (sums[tuple(last)] - sums[tuple(first)]) / side

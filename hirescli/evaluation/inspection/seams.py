@@ -12,13 +12,15 @@ not. For the lines between columns (rows are the same, transposed):
 - Its size beside its neighbours', clipped, so that a single strong edge cannot count as many:
   t[b, x] = min(|J[b, x]| / (mean of |J[b, x + i]|, 2 <= |i| <= 8, + 0.05 levels), 6).
 - P[x], the mean of t over blocks, divided by the median of P over all lines of the same
-  remainder by 16: what JPEG and decoders of latents do in every 8th or 16th column cancels.
+  remainder by 48 (by 16 in small pictures): what JPEG, decoders of latents and enlargements do
+  in every 2nd, 3rd, 8th or 16th column cancels.
 - The ratio of a period p and an offset o is the mean of P over the lines o, o + p, o + 2p, ...
   without their largest quarter (rounded up): one horizon is no seam. Without seams it is 1.
 - z: the ratio less the median ratio of that p over all o, in robust deviations (1.4826 times the
   median absolute one), where each is at least what an average of that many lines has.
 
-The strongest z of all periods wins. Periods are the multiples of 8 px from 64 px to 4096 px (and
+The largest z of all periods is found, and of those that reach 0.7 of it the one with the most
+lines: of 512 px, 1024 px is an echo. Periods are the multiples of 8 px from 64 px to 4096 px (and
 at most half a side), the file's tile size, and the distances of the strongest lines. All is done
 again with columns averaged by 2, 4, ..., 32: a ramp over 32 px is a jump there.
 
@@ -45,9 +47,11 @@ _LEAST_PERIOD_LINES = 16  # of an averaged profile
 _AROUND = 8
 _CLIP = 6.0
 _FLOOR = 0.05  # levels: what rounding to 8 bits leaves of a mean over 16 px and more
-_REMAINDERS = 16
+_REMAINDERS, _FEWER_REMAINDERS = 48, 16
+_LINES_OF_A_REMAINDER = 16
 _MOST_SCALE = 32
 _STRONGEST = 8
+_ECHO = 0.7
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class LineMeans:
 
     def fold(self, luma: NDArray[np.float32]) -> None:
         """Take the next rows, (n, width)."""
-        n, width_px = luma.shape
+        n = luma.shape[0]
         blocks, length = self._rows.shape[0], self._block_columns
         parts = luma[:, : blocks * length].reshape(n, blocks, length)
         self._rows[:, self._y : self._y + n] = parts.mean(axis=2).T
@@ -105,10 +109,8 @@ class LineMeans:
         return (self._columns / self._block_rows).astype(np.float32), self._rows
 
 
-def find_seam(
-    means: NDArray[np.float32], axis: Axis, tile_px: Sequence[int] = ()
-) -> Seam | None:
-    """The strongest regular lines.
+def find_seams(means: NDArray[np.float32], axis: Axis, tile_px: Sequence[int] = ()) -> list[Seam]:
+    """The strongest lines of every period, at every scale.
 
     Args:
         means: C, (blocks, lines), in levels.
@@ -116,17 +118,21 @@ def find_seam(
         tile_px: Periods to try besides.
 
     Returns:
-        None if the side is shorter than `LEAST_PX`.
+        Empty if the side is shorter than `LEAST_PX`.
     """
     if means.shape[1] < LEAST_PX or means.shape[0] == 0:
-        return None
-    found = [
-        seam
-        for longer in (1, _LONGER)
-        if means.shape[0] >= 4 * longer or longer == 1
-        for seam in _at_scales(_merged(means, longer), axis, tile_px)
+        return []
+    lengths = (1, _LONGER) if means.shape[0] >= 4 * _LONGER else (1,)
+    return [
+        seam for longer in lengths for seam in _at_scales(_merged(means, longer), axis, tile_px)
     ]
-    return max(found, key=lambda seam: seam.z) if found else None
+
+
+def strongest(seams: Sequence[Seam]) -> Seam | None:
+    """The one to name, None of none."""
+    most = max((seam.z for seam in seams), default=0.0)
+    near = [seam for seam in seams if seam.z >= _ECHO * most]
+    return max(near, key=lambda seam: (seam.lines, seam.z)) if near else None
 
 
 def profile(means: NDArray[np.float32], scale: int = 1) -> Floats:
@@ -141,10 +147,13 @@ def profile(means: NDArray[np.float32], scale: int = 1) -> Floats:
     """
     jumps = _jumps(means)
     height = np.abs(jumps)
-    t = np.minimum(height / (_around(height) + _FLOOR), _CLIP).mean(axis=0, dtype=np.float64)
+    t: Floats = np.minimum(height / (_around(height) + _FLOOR), _CLIP).mean(
+        axis=0, dtype=np.float64
+    )
     edge = _AROUND + 1
     t[:edge] = t[-edge:] = np.nan  # neighbours are missing there
-    step = max(1, _REMAINDERS // scale)
+    enough = len(t) * scale >= _REMAINDERS * _LINES_OF_A_REMAINDER
+    step = max(1, (_REMAINDERS if enough else _FEWER_REMAINDERS) // scale)
     for remainder in range(step):
         same = t[remainder::step]
         middle = np.nanmedian(same) if np.isfinite(same).any() else 0.0
@@ -153,34 +162,28 @@ def profile(means: NDArray[np.float32], scale: int = 1) -> Floats:
     return t
 
 
-def _at_scales(
-    means: NDArray[np.float32], axis: Axis, tile_px: Sequence[int]
-) -> Iterator[Seam]:
+def _at_scales(means: NDArray[np.float32], axis: Axis, tile_px: Sequence[int]) -> Iterator[Seam]:
     scale = 1
     while scale <= _MOST_SCALE and means.shape[1] >= LEAST_PX // 2:
-        seam = _strongest(profile(means, scale), axis, scale, tile_px)
-        if seam is not None:
-            yield seam
+        yield from _of_periods(profile(means, scale), axis, scale, tile_px)
         means, scale = _halved(means), scale * 2
 
 
-def _strongest(
+def _of_periods(
     stands_out: Floats, axis: Axis, scale: int, tile_px: Sequence[int]
-) -> Seam | None:
-    """The period and offset of the largest z, at one scale."""
-    best: Seam | None = None
+) -> Iterator[Seam]:
+    """For each period the offset of the largest z, at one scale."""
     single = _spread(stands_out)
     for period in _periods(stands_out, scale, tile_px):
         ratio, lines = _folded(stands_out, period)
         spread = np.maximum(_spread(ratio), single / np.sqrt(np.maximum(lines, 1)))
         z = np.where(lines >= 2, (ratio - np.nanmedian(ratio)) / spread, -np.inf)
-        offset = int(np.nanargmax(z))
-        if best is None or z[offset] > best.z:
-            best = Seam(
+        offset = int(z.argmax())
+        if lines[offset] >= 2:
+            yield Seam(
                 axis, period * scale, offset * scale, float(ratio[offset]), float(z[offset]),
                 scale, int(lines[offset]),
             )  # fmt: skip
-    return best
 
 
 def _folded(stands_out: Floats, period: int) -> tuple[Floats, NDArray[np.int64]]:
@@ -233,12 +236,15 @@ def _around(height: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _halved(means: NDArray[np.float32]) -> NDArray[np.float32]:
     even = means.shape[1] // 2 * 2
-    return (means[:, 0:even:2] + means[:, 1:even:2]) / 2
+    made: NDArray[np.float32] = (means[:, 0:even:2] + means[:, 1:even:2]) / np.float32(2)
+    return made
 
 
 def _merged(means: NDArray[np.float32], blocks: int) -> NDArray[np.float32]:
     count = means.shape[0] // blocks
-    return means[: count * blocks].reshape(count, blocks, -1).mean(axis=1)
+    merged = means[: count * blocks].reshape(count, blocks, -1)
+    made: NDArray[np.float32] = merged.mean(axis=1, dtype=np.float32)
+    return made
 
 
 def _block_px(side_px: int) -> int:

@@ -9,8 +9,11 @@ a plain upscaler would give it. Then, with means over all pixels but a margin of
 - above plain: 10 log10(E(P) / E(U(P))): 0 dB says that the level is as smooth as an enlargement
   of the level below; photographs have 8 dB and more.
 
-The effective size is that of the finest level that lies `REAL_DB` above plain, between two levels
-where the curve crosses. Grain and noise count as detail: no measure of energy can tell them apart.
+A level holds real detail if it lies `REAL_DB` above plain, is above what rounding to 8 bits alone
+gives (`ROUNDING_DB`), and its octave energy is not more than `FALL_DB` below the largest of the
+coarser levels less 4 dB an octave: pictures fall by 1 to 4 dB an octave, what is enlarged by more.
+The effective size is that of the finest such level, to an octave. Grain and noise count as
+detail: no measure of energy can tell them apart.
 
 References:
     The differences are those of a Laplacian pyramid: Burt and Adelson, "The Laplacian Pyramid as
@@ -20,6 +23,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +34,9 @@ Floats = NDArray[np.floating[Any]]
 MARGIN_PX = 16  # U(U(P)) reads 12 px to each side; even, so that pairs stay pairs
 LEAST_PX = 64
 REAL_DB = 5.0
+FALL_DB = 9.0
+ROUNDING_DB = -12.0
+_SLOPE_DB = 4.0  # an octave
 _STRIP_ROWS = 64
 _FLOOR = 1e-4  # squared levels: what rounding to 16 bits leaves, so that no logarithm is of 0
 
@@ -73,20 +80,22 @@ class Pyramid:
         return tuple(energy.level() for energy in self._energies)
 
 
-def effective_scale(levels: tuple[Level, ...]) -> float | None:
+def effective_scale(levels: Sequence[Level]) -> float | None:
     """The share of the full side down to which there is real detail.
 
     Returns:
-        1 if the finest level has it, 0.5 if the second is the first that has, and so on, with
-        shares in between; None if no level has.
+        1 if the finest level has it, 0.5 if the second is the first that has, and so on; None
+        if no level has.
     """
     for index, level in enumerate(levels):
-        if level.above_plain_db >= REAL_DB:
-            if index == 0:
-                return 1.0
-            missing = levels[index - 1].above_plain_db
-            step = (level.above_plain_db - REAL_DB) / (level.above_plain_db - missing)
-            return 2.0 ** -(index - step)
+        coarser = levels[index + 1 :]
+        asked = max(
+            (each.octave_db - _SLOPE_DB * (i + 1) for i, each in enumerate(coarser)),
+            default=level.octave_db,
+        )
+        least = max(asked - FALL_DB, ROUNDING_DB)
+        if level.above_plain_db >= REAL_DB and level.octave_db >= least:
+            return 2.0**-index
     return None
 
 
@@ -135,7 +144,8 @@ def _lanczos_weights() -> NDArray[np.float32]:
     """Of the rows i - 3 to i + 2 for what lies a quarter above i."""
     distance = np.arange(-3, 3) + 0.25
     weight = np.sinc(distance) * np.sinc(distance / 3)
-    return (weight / weight.sum()).astype(np.float32)
+    made: NDArray[np.float32] = (weight / weight.sum()).astype(np.float32)
+    return made
 
 
 _WEIGHTS = _lanczos_weights()

@@ -1,0 +1,210 @@
+"""Charts as PNG files, all in one style: a light ground, few lines, colours that all people can
+tell apart. Matplotlib is imported when one is drawn, without a display.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hirescli.errors import RequestError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from hirescli.evaluation.bands import Comparison
+    from hirescli.evaluation.benchmark import ImageRun
+    from hirescli.evaluation.decoding import Decode
+    from hirescli.evaluation.gpu import Row
+
+# Okabe and Ito's colours, without the yellow that is lost on white.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+INK, GREY = "#222222", "#8A8A8A"
+_MADE_BY = "hires chart"
+_HEAD_BYTES = 4096
+_DPI = 110
+_STYLE: Any = {
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "text.color": INK,
+    "text.parse_math": False,  # a $ in a file's name is a dollar
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "lines.markersize": 6,
+}
+_WAYS = {"plain": ("whole image", GREY), "banded": ("in bands", BLUE), "tiled": ("tiled", ORANGE)}
+
+
+@contextmanager
+def drawn(path: Path, *, width: float, height: float, title: str) -> Iterator[Figure]:
+    """A figure to draw on; it stands under its name once the context has ended.
+
+    Args:
+        path: A .png file that `check_target` lets pass.
+        width: In inches of 110 px.
+        height: Likewise.
+        title: Above all.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height))
+        FigureCanvasAgg(figure)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        yield figure
+        partial = path.with_name(path.name + ".partial")
+        try:
+            figure.savefig(partial, format="png", dpi=_DPI, metadata={"Software": _MADE_BY})
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def check_target(path: Path) -> None:
+    """Refuse a place that no chart can go to, before hours are spent on what it shows.
+
+    Raises:
+        RequestError: If the name does not end in .png, the folder is missing or cannot be
+            written, or there is a file that is no chart of ours.
+    """
+    if path.suffix.lower() != ".png":
+        raise RequestError(f"chart {path} is written as PNG; give a name that ends in .png")
+    if not path.parent.is_dir():
+        raise RequestError(f"folder {path.parent} of {path.name} does not exist; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise RequestError(f"folder {path.parent} cannot be written; name a chart elsewhere")
+    if path.is_dir() or (path.exists() and not _is_ours(path)):
+        raise RequestError(f"{path} is there and no chart that hires has drawn; name another file")
+
+
+def pictures_chart(path: Path, runs: Sequence[ImageRun]) -> None:
+    """Time and peak memory of whole runs by size, measured and planned."""
+    sizes = [f"{run.width_px}x{run.height_px}" for run in runs]
+    with drawn(path, width=10, height=4.2, title="Pictures of the built-in model") as figure:
+        time, memory = figure.subplots(1, 2)
+        _pairs(time, sizes, [r.seconds for r in runs], [r.planned_seconds for r in runs])
+        _named(time, "Time of the whole command", "seconds")
+        _pairs(
+            memory,
+            sizes,
+            [r.peak_rss_bytes / 1e9 for r in runs],
+            [r.planned_peak_bytes / 1e9 for r in runs],
+        )
+        _named(memory, "Peak memory", "GB")
+        time.legend(loc="upper left")
+
+
+def bands_chart(path: Path, figures: Sequence[Comparison]) -> None:
+    """Banded calls beside plain ones: time over the plain call's, and peak memory."""
+    names = [f"{f.component}, {f.width_px}x{f.height_px}\n{f.rows} rows" for f in figures]
+    with drawn(path, width=10, height=_tall(names), title="Bands against plain calls") as figure:
+        time, memory = figure.subplots(1, 2, sharey=True)
+        _bars(time, names, {"plain": [min(f.plain_seconds) for f in figures],
+                            "banded": [min(f.banded_seconds) for f in figures]})  # fmt: skip
+        _named(time, "Best time of a call", "", "seconds")
+        _bars(memory, names, {"plain": [f.plain_peak_bytes / 1e9 for f in figures],
+                              "banded": [f.banded_peak_bytes / 1e9 for f in figures]})  # fmt: skip
+        _named(memory, "Peak memory", "", "GB")
+        memory.legend(loc="best")
+
+
+def decodes_chart(path: Path, figures: Sequence[Decode]) -> None:
+    """Three ways to decode: time and peak memory by size."""
+    sizes = list(dict.fromkeys(f"{f.width_px}x{f.height_px}" for f in figures))
+    by_way: dict[str, list[Decode]] = {}
+    for each in figures:
+        by_way.setdefault(each.way, []).append(each)
+    with drawn(path, width=10, height=_tall(sizes, 3), title="Ways to decode") as figure:
+        time, memory = figure.subplots(1, 2, sharey=True)
+        _bars(time, sizes, {w: [f.outcome.seconds for f in fs] for w, fs in by_way.items()})
+        _named(time, "Time", "", "seconds")
+        peaks = {w: [f.outcome.peak_bytes / 1e9 for f in fs] for w, fs in by_way.items()}
+        _bars(memory, sizes, peaks)
+        _named(memory, "Peak memory", "", "GB")
+        memory.legend(loc="best")
+
+
+def gpu_chart(path: Path, rows: Sequence[Row]) -> None:
+    """Time and memory of both parts by size, a line for each way; both axes are logarithmic."""
+    parts = list(dict.fromkeys(row.part for row in rows))
+    title = "One denoising step and one decode of SDXL's shape"
+    with drawn(path, width=10, height=3.6 * len(parts) + 0.4, title=title) as figure:
+        grid = figure.subplots(len(parts), 2, squeeze=False)
+        for part, (time, memory) in zip(parts, grid, strict=True):
+            _lines(time, [row for row in rows if row.part == part and row.seconds], "seconds")
+            _named(time, f"{part}: time", "seconds", "side in px")
+            _lines(memory, [r for r in rows if r.part == part and r.peak_bytes], "peak_bytes")
+            _named(memory, f"{part}: peak memory", "GB", "side in px")
+            time.legend(loc="upper left", fontsize=9)
+
+
+def _pairs(
+    axes: Axes, names: Sequence[str], measured: Sequence[float], planned: Sequence[float]
+) -> None:
+    """Upright bars: what was measured, with a mark at what was planned."""
+    places = range(len(names))
+    bars = axes.bar(places, measured, width=0.55, color=BLUE, label="measured")
+    axes.bar_label(bars, labels=[f"{value:.3g}" for value in measured], padding=3)
+    axes.scatter(places, planned, marker="_", s=1100, linewidths=3, color=ORANGE, label="planned")
+    axes.set_xticks(places, names)
+    axes.margins(y=0.18)
+
+
+def _bars(axes: Axes, names: Sequence[str], values: dict[str, list[float]]) -> None:
+    """Lying bars in groups, the first on top."""
+    thick = 0.8 / len(values)
+    for number, (way, each) in enumerate(values.items()):
+        label, colour = _WAYS[way]
+        places = [place + (number - (len(values) - 1) / 2) * thick for place in range(len(each))]
+        bars = axes.barh(places, each, height=thick * 0.92, color=colour, label=label)
+        axes.bar_label(bars, labels=[f"{value:.3g}" for value in each], padding=3, fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(visible=False)
+    axes.margins(x=0.15)
+
+
+def _lines(axes: Axes, rows: Sequence[Row], figure: str) -> None:
+    scale = 1e9 if figure == "peak_bytes" else 1
+    colours = [GREY, ORANGE, BLUE, GREEN, RED]
+    for number, way in enumerate(dict.fromkeys(row.way for row in rows)):
+        points = [(r.size_px, getattr(r, figure) / scale) for r in rows if r.way == way]
+        axes.loglog(*zip(*points, strict=True), marker="o", color=colours[number % 5], label=way)
+    sizes = sorted({row.size_px for row in rows})
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+
+
+def _named(axes: Axes, title: str, up: str, along: str = "") -> None:
+    axes.set_title(title)
+    axes.set_ylabel(up)
+    axes.set_xlabel(along)
+
+
+def _tall(names: Sequence[str], ways: int = 2) -> float:
+    return 1.6 + 0.3 * ways * len(names)
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return _MADE_BY.encode() in file.read(_HEAD_BYTES)
