@@ -30,6 +30,8 @@ _DPI = 110
 _STYLE: Any = {
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.12,
+    "figure.constrained_layout.h_pad": 0.08,
     "font.size": 10,
     "text.color": INK,
     "text.parse_math": False,  # a $ in a file's name is a dollar

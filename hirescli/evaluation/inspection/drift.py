@@ -5,9 +5,10 @@ little, everywhere or in places. Detail is meant to change, so both pictures are
 of `GRID` cells along the longer side: the mean linear light of each cell (a pixel that lies in two
 cells counts in both by its share), as CIE Lab.
 
-- drift map: dE[i, j], the Euclidean distance of the two cells in Lab (CIE 1976). About 2 is seen
-  side by side;
-- global drift: the difference of the means over all cells, per channel;
+- shift: the difference of the means over all cells, per channel and as dE, the Euclidean distance
+  in Lab (CIE 1976). About 2 is seen side by side;
+- drift map: dE[i, j] of the two cells. A stage may move a cloud from one cell to the next, so up to
+  20 in a cell is no fault;
 - spread: the deviation over cells, per channel; contrast, so to speak, with grain left out.
 
 References:
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from hirescli.evaluation.inspection.tones import lab, linear
 
 Floats = NDArray[np.floating[Any]]
-GRID = 16
+GRID = 8
 SHAPE_TOLERANCE = 0.02  # by which aspects may differ: sizes of small stages are rounded
 
 
@@ -35,16 +36,18 @@ class Drift:
     """A picture's colours against another's; triples are L, a, b.
 
     Attributes:
+        shift_delta_e: Of the means over all cells.
+        mean_shift: The same per channel: the picture's less the base's.
         max_delta_e, mean_delta_e: Over the cells.
         delta_e: The drift map, (rows, columns) of cells.
-        mean_shift: Mean of the picture less that of the base.
         spread, base_spread: Deviations over the cells.
     """
 
+    shift_delta_e: float
+    mean_shift: tuple[float, float, float]
     max_delta_e: float
     mean_delta_e: float
     delta_e: tuple[tuple[float, ...], ...]
-    mean_shift: tuple[float, float, float]
     spread: tuple[float, float, float]
     base_spread: tuple[float, float, float]
 
@@ -105,11 +108,13 @@ def compare(picture: Floats, base: Floats) -> Drift:
     """The drift between two grids of linear light, (rows, columns, 3)."""
     of_picture, of_base = lab(picture), lab(base)
     delta_e = np.sqrt(((of_picture - of_base) ** 2).sum(axis=2))
+    shift = of_picture.mean(axis=(0, 1)) - of_base.mean(axis=(0, 1))
     return Drift(
+        shift_delta_e=float(np.linalg.norm(shift)),
+        mean_shift=_triple(shift),
         max_delta_e=float(delta_e.max()),
         mean_delta_e=float(delta_e.mean()),
         delta_e=tuple(tuple(map(float, row)) for row in delta_e),
-        mean_shift=_triple(of_picture.mean(axis=(0, 1)) - of_base.mean(axis=(0, 1))),
         spread=_triple(of_picture.std(axis=(0, 1))),
         base_spread=_triple(of_base.std(axis=(0, 1))),
     )

@@ -12,7 +12,7 @@ from hirescli.evaluation.inspection.drift import GRID
 from hirescli.evaluation.inspection.inspecting import Inspection, Traces
 from hirescli.evaluation.inspection.sharpness import REAL_DB, ROUNDING_DB
 from hirescli.evaluation.inspection.verdicts import (
-    DRIFT_LOOK_MAX,
+    CELL_LOOK,
     REPETITION_LOOK,
     SEAM_BAD_Z,
     SEAM_LOOK_Z,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hirescli.evaluation.inspection.drift import Floats
 
 _MARKS = {"fine": ("fine", BLUE), "look": ("LOOK", ORANGE), "bad": ("BAD", RED),
-          "unknown": ("not measured", GREY)}  # fmt: skip
+          "unknown": ("not told", GREY)}  # fmt: skip
 _DIRECTIONS = (("columns", BLUE, "vertical lines"), ("rows", ORANGE, "horizontal lines"))
 
 
@@ -129,7 +129,7 @@ def _repetition(axes: Axes, found: Inspection, traces: Traces, finding: Finding)
 
 
 def _drift(axes: Axes, found: Inspection, finding: Finding) -> None:
-    _title(axes, "Colour against the base stage", finding)
+    _title(axes, "Colour against base", finding)
     if found.drift is None:
         return _nothing(axes, "No base stage was kept.\nName one with --base FILE.")
     values = np.array(found.drift.delta_e)
@@ -137,7 +137,7 @@ def _drift(axes: Axes, found: Inspection, finding: Finding) -> None:
         values,
         cmap="viridis",
         vmin=0,
-        vmax=max(DRIFT_LOOK_MAX, float(values.max())),
+        vmax=max(CELL_LOOK, float(values.max())),
         interpolation="nearest",
     )
     axes.figure.colorbar(image, ax=axes, label="difference dE", shrink=0.9)
@@ -168,7 +168,7 @@ def _sharpness(axes: Axes, found: Inspection, finding: Finding) -> None:
 def _title(axes: Axes, text: str, finding: Finding) -> None:
     axes.set_title(text)
     word, colour = _MARKS[finding.verdict]
-    axes.set_title(word, loc="right", color=colour)
+    axes.set_title(f"{word} ", loc="right", color=colour)
 
 
 def _nothing(axes: Axes, why: str) -> None:

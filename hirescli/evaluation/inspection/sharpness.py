@@ -12,8 +12,9 @@ a plain upscaler would give it. Then, with means over all pixels but a margin of
 A level holds real detail if it lies `REAL_DB` above plain, is above what rounding to 8 bits alone
 gives (`ROUNDING_DB`), and its octave energy is not more than `FALL_DB` below the largest of the
 coarser levels less 4 dB an octave: pictures fall by 1 to 4 dB an octave, what is enlarged by more.
-The effective size is that of the finest such level, to an octave. Grain and noise count as
-detail: no measure of energy can tell them apart.
+The effective size is that of the finest level that holds real detail together with the next
+coarser one, to an octave. Grain, noise and what JPEG leaves count as detail: no measure of energy
+can tell them apart.
 
 References:
     The differences are those of a Laplacian pyramid: Burt and Adelson, "The Laplacian Pyramid as
@@ -33,8 +34,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 MARGIN_PX = 16  # U(U(P)) reads 12 px to each side; even, so that pairs stay pairs
 LEAST_PX = 64
-REAL_DB = 5.0
-FALL_DB = 9.0
+REAL_DB = 4.0
+FALL_DB = 8.0
 ROUNDING_DB = -12.0
 _SLOPE_DB = 4.0  # an octave
 _STRIP_ROWS = 64
@@ -87,16 +88,17 @@ def effective_scale(levels: Sequence[Level]) -> float | None:
         1 if the finest level has it, 0.5 if the second is the first that has, and so on; None
         if no level has.
     """
-    for index, level in enumerate(levels):
-        coarser = levels[index + 1 :]
-        asked = max(
-            (each.octave_db - _SLOPE_DB * (i + 1) for i, each in enumerate(coarser)),
-            default=level.octave_db,
-        )
-        least = max(asked - FALL_DB, ROUNDING_DB)
-        if level.above_plain_db >= REAL_DB and level.octave_db >= least:
+    real = [_is_real(level, levels[i + 1 :]) for i, level in enumerate(levels)]
+    for index, (this, coarser) in enumerate(zip(real, [*real[1:], True], strict=True)):
+        if this and coarser:
             return 2.0**-index
     return None
+
+
+def _is_real(level: Level, coarser: Sequence[Level]) -> bool:
+    due = (each.octave_db - _SLOPE_DB * (i + 1) for i, each in enumerate(coarser))
+    least = max(max(due, default=level.octave_db) - FALL_DB, ROUNDING_DB)
+    return level.above_plain_db >= REAL_DB and level.octave_db >= least
 
 
 def residual(picture: NDArray[np.float32]) -> NDArray[np.float32]:

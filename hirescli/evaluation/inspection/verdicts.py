@@ -20,8 +20,8 @@ _ORDER: tuple[Verdict, ...] = ("unknown", "fine", "look", "bad")
 SEAM_LOOK_Z, SEAM_BAD_Z = 9.0, 18.0
 SEAM_BAD_LINES = 3  # two lines may be two edges
 REPETITION_LOOK, REPETITION_BAD = 0.08, 0.2
-DRIFT_LOOK_MEAN, DRIFT_BAD_MEAN = 3.0, 6.0
-DRIFT_LOOK_MAX, DRIFT_BAD_MAX = 12.0, 24.0
+SHIFT_LOOK, SHIFT_BAD = 2.5, 5.0
+CELL_LOOK, CELL_BAD = 25.0, 40.0
 _DIRECTION = {"columns": "vertical", "rows": "horizontal"}
 
 
@@ -109,8 +109,8 @@ def _drift(found: Inspection) -> Finding:
         means = "No base stage was kept to compare with; name one with --base."
         return Finding("colour drift", "-", "unknown", means)
     verdict = max(
-        _graded(drift.mean_delta_e, DRIFT_LOOK_MEAN, DRIFT_BAD_MEAN),
-        _graded(drift.max_delta_e, DRIFT_LOOK_MAX, DRIFT_BAD_MAX),
+        _graded(drift.shift_delta_e, SHIFT_LOOK, SHIFT_BAD),
+        _graded(drift.max_delta_e, CELL_LOOK, CELL_BAD),
         key=_ORDER.index,
     )
     lightness, a, b = drift.mean_shift
@@ -120,7 +120,7 @@ def _drift(found: Inspection) -> Finding:
         "bad": "Colours are not those of the base stage.",
     }[verdict]
     moved = f" On average L {lightness:+.1f}, a {a:+.1f}, b {b:+.1f}."
-    value = f"dE {drift.mean_delta_e:.1f}, at most {drift.max_delta_e:.1f}"
+    value = f"dE {drift.shift_delta_e:.1f}, in places {drift.max_delta_e:.0f}"
     return Finding("colour drift", value, verdict, means + moved)
 
 
