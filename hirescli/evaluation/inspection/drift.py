@@ -7,8 +7,8 @@ cells counts in both by its share), as CIE Lab.
 
 - shift: the difference of the means over all cells, per channel and as dE, the Euclidean distance
   in Lab (CIE 1976). About 2 is seen side by side;
-- drift map: dE[i, j] of the two cells. A stage may move a cloud from one cell to the next, so up to
-  20 in a cell is no fault;
+- drift map: dE[i, j] of the two cells. A stage may move a cloud from one cell to the next, so
+  up to 20 in a cell is no fault;
 - spread: the deviation over cells, per channel; contrast, so to speak, with grain left out.
 
 References:

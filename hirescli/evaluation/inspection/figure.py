@@ -105,7 +105,7 @@ def _seams(axes: Axes, traces: Traces, finding: Finding) -> None:
 
 def _repetition(axes: Axes, found: Inspection, traces: Traces, finding: Finding) -> None:
     """The score of each lag; the peak is circled if it is one."""
-    _title(axes, "What comes again, by distance", finding)
+    _title(axes, "What comes again", finding)
     if traces.scores is None or found.repetition is None:
         return _nothing(axes, finding.means)
     height, width = traces.scores.shape
@@ -162,7 +162,7 @@ def _sharpness(axes: Axes, found: Inspection, finding: Finding) -> None:
             axes.plot([place], [high], "o", markersize=12, markerfacecolor="none", color=RED)
     axes.set_xticks(places, [str(max(level.width_px, level.height_px)) for level in found.levels])
     axes.set(xlabel="longer side of the level in px", ylabel="energy in dB")
-    axes.legend(loc="lower right", fontsize=9)
+    axes.legend(loc="upper left", fontsize=9)
 
 
 def _title(axes: Axes, text: str, finding: Finding) -> None:

@@ -119,7 +119,7 @@ def _drift(found: Inspection) -> Finding:
         "look": "Colours have moved from those of the base stage.",
         "bad": "Colours are not those of the base stage.",
     }[verdict]
-    moved = f" On average L {lightness:+.1f}, a {a:+.1f}, b {b:+.1f}."
+    moved = f" On average L {_signed(lightness)}, a {_signed(a)}, b {_signed(b)}."
     value = f"dE {drift.shift_delta_e:.1f}, in places {drift.max_delta_e:.0f}"
     return Finding("colour drift", value, verdict, means + moved)
 
@@ -127,8 +127,9 @@ def _drift(found: Inspection) -> Finding:
 def _sharpness(found: Inspection) -> Finding:
     if not found.levels:
         return _too_small("sharpness", sharpness.LEAST_PX)
-    value = f"{found.levels[0].above_plain_db:.1f} dB above plain"
     scale = found.effective_scale
+    share = "-" if scale is None else f"{scale:.3g} of the size"
+    value = f"{share}, {found.levels[0].above_plain_db:.1f} dB"
     if scale is None:
         means = "Too smooth to tell: no level holds more than rounding or an enlargement."
         return Finding("sharpness", value, "unknown", means)
@@ -141,6 +142,10 @@ def _sharpness(found: Inspection) -> Finding:
 
 def _graded(value: float, look: float, bad: float) -> Verdict:
     return "bad" if value >= bad else "look" if value >= look else "fine"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f}"  # 0.0 takes the sign off a rounded zero
 
 
 def _too_small(measure: str, least_px: int) -> Finding:
