@@ -5,12 +5,13 @@ tell apart. Matplotlib is imported when one is drawn, without a display.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hirescli.errors import RequestError
+from hirescli.units import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +28,7 @@ INK, GREY = "#222222", "#8A8A8A"
 _MADE_BY = "hires chart"
 _HEAD_BYTES = 4096
 _DPI = 110
+_GB = 1e9
 _STYLE: Any = {
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
@@ -104,107 +106,152 @@ def pictures_chart(path: Path, runs: Sequence[ImageRun]) -> None:
     sizes = [f"{run.width_px}x{run.height_px}" for run in runs]
     with drawn(path, width=10, height=4.2, title="Pictures of the built-in model") as figure:
         time, memory = figure.subplots(1, 2)
-        _pairs(time, sizes, [r.seconds for r in runs], [r.planned_seconds for r in runs])
+        planned_seconds = [run.planned_seconds for run in runs]
+        _pairs(time, sizes, [run.seconds for run in runs], planned_seconds, _seconds)
         _named(time, "Time of the whole command", "seconds")
-        _pairs(
-            memory,
-            sizes,
-            [r.peak_rss_bytes / 1e9 for r in runs],
-            [r.planned_peak_bytes / 1e9 for r in runs],
-        )
+        planned = [run.planned_peak_bytes / _GB for run in runs]
+        _pairs(memory, sizes, [run.peak_rss_bytes / _GB for run in runs], planned, _gigabytes)
         _named(memory, "Peak memory", "GB")
-        time.legend(loc="upper left")
+        _legend(memory)
 
 
 def bands_chart(path: Path, figures: Sequence[Comparison]) -> None:
-    """Banded calls beside plain ones: time over the plain call's, and peak memory."""
+    """Banded calls beside plain ones: best time and peak memory."""
     names = [f"{f.component}, {f.width_px}x{f.height_px}\n{f.rows} rows" for f in figures]
-    with drawn(path, width=10, height=_tall(names), title="Bands against plain calls") as figure:
-        time, memory = figure.subplots(1, 2, sharey=True)
-        _bars(time, names, {"plain": [min(f.plain_seconds) for f in figures],
-                            "banded": [min(f.banded_seconds) for f in figures]})  # fmt: skip
-        _named(time, "Best time of a call", "", "seconds")
-        _bars(memory, names, {"plain": [f.plain_peak_bytes / 1e9 for f in figures],
-                              "banded": [f.banded_peak_bytes / 1e9 for f in figures]})  # fmt: skip
-        _named(memory, "Peak memory", "", "GB")
-        memory.legend(loc="best")
+    seconds = {
+        "plain": [min(f.plain_seconds) for f in figures],
+        "banded": [min(f.banded_seconds) for f in figures],
+    }
+    peaks = {
+        "plain": [f.plain_peak_bytes / _GB for f in figures],
+        "banded": [f.banded_peak_bytes / _GB for f in figures],
+    }
+    _two_panels(path, "Bands against plain calls", names, seconds, peaks)
 
 
 def decodes_chart(path: Path, figures: Sequence[Decode]) -> None:
     """Three ways to decode: time and peak memory by size."""
     sizes = list(dict.fromkeys(f"{f.width_px}x{f.height_px}" for f in figures))
-    by_way: dict[str, list[Decode]] = {}
+    seconds: dict[str, list[float]] = {}
+    peaks: dict[str, list[float]] = {}
     for each in figures:
-        by_way.setdefault(each.way, []).append(each)
-    with drawn(path, width=10, height=_tall(sizes, 3), title="Ways to decode") as figure:
-        time, memory = figure.subplots(1, 2, sharey=True)
-        _bars(time, sizes, {w: [f.outcome.seconds for f in fs] for w, fs in by_way.items()})
-        _named(time, "Time", "", "seconds")
-        peaks = {w: [f.outcome.peak_bytes / 1e9 for f in fs] for w, fs in by_way.items()}
-        _bars(memory, sizes, peaks)
-        _named(memory, "Peak memory", "", "GB")
-        memory.legend(loc="best")
+        seconds.setdefault(each.way, []).append(each.outcome.seconds)
+        peaks.setdefault(each.way, []).append(each.outcome.peak_bytes / _GB)
+    _two_panels(path, "Ways to decode", sizes, seconds, peaks)
 
 
 def gpu_chart(path: Path, rows: Sequence[Row]) -> None:
     """Time and memory of both parts by size, a line for each way; both axes are logarithmic."""
     parts = list(dict.fromkeys(row.part for row in rows))
-    title = "One denoising step and one decode of SDXL's shape"
-    with drawn(path, width=10, height=3.6 * len(parts) + 0.4, title=title) as figure:
+    title = "One denoising step and one decode"
+    with drawn(path, width=11, height=3.6 * len(parts) + 0.4, title=title) as figure:
         grid = figure.subplots(len(parts), 2, squeeze=False)
         for part, (time, memory) in zip(parts, grid, strict=True):
-            _lines(time, [row for row in rows if row.part == part and row.seconds], "seconds")
+            its = [row for row in rows if row.part == part]
+            _lines(time, its, [row.seconds for row in its])
             _named(time, f"{part}: time", "seconds", "side in px")
-            _lines(memory, [r for r in rows if r.part == part and r.peak_bytes], "peak_bytes")
+            peaks = [None if row.peak_bytes is None else row.peak_bytes / _GB for row in its]
+            _lines(memory, its, peaks)
             _named(memory, f"{part}: peak memory", "GB", "side in px")
-            time.legend(loc="upper left", fontsize=9)
+            _legend(memory)
+
+
+def _two_panels(
+    path: Path,
+    title: str,
+    names: Sequence[str],
+    seconds: Mapping[str, Sequence[float]],
+    peaks: Mapping[str, Sequence[float]],
+) -> None:
+    """Time and memory of ways, by what they were measured on."""
+    height = 1.6 + 0.3 * len(seconds) * len(names)
+    with drawn(path, width=11, height=height, title=title) as figure:
+        time, memory = figure.subplots(1, 2, sharey=True)
+        _bars(time, names, seconds, _seconds)
+        _named(time, "Best time", along="seconds")
+        _bars(memory, names, peaks, _gigabytes)
+        _named(memory, "Peak memory", along="GB")
+        _legend(memory)
 
 
 def _pairs(
-    axes: Axes, names: Sequence[str], measured: Sequence[float], planned: Sequence[float]
+    axes: Axes,
+    names: Sequence[str],
+    measured: Sequence[float],
+    planned: Sequence[float],
+    words: Callable[[float], str],
 ) -> None:
-    """Upright bars: what was measured, with a mark at what was planned."""
+    """Upright bars: what was measured, with a line at what was planned."""
     places = range(len(names))
-    bars = axes.bar(places, measured, width=0.55, color=BLUE, label="measured")
-    axes.bar_label(bars, labels=[f"{value:.3g}" for value in measured], padding=3)
-    axes.scatter(places, planned, marker="_", s=1100, linewidths=3, color=ORANGE, label="planned")
+    axes.bar(places, measured, width=0.55, color=BLUE, label="measured")
+    for place, value in zip(places, measured, strict=True):
+        # At the foot, where no line of a plan runs through it.
+        axes.annotate(words(value), (place, 0), (0, 4), textcoords="offset points",
+                      ha="center", color="white")  # fmt: skip
+    left, right = [place - 0.38 for place in places], [place + 0.38 for place in places]
+    axes.hlines(planned, left, right, linewidth=3, color=ORANGE, label="planned")
     axes.set_xticks(places, names)
-    axes.margins(y=0.18)
+    axes.set_ylim(0, 1.1 * max(*measured, *planned))
 
 
-def _bars(axes: Axes, names: Sequence[str], values: dict[str, list[float]]) -> None:
+def _bars(
+    axes: Axes,
+    names: Sequence[str],
+    values: Mapping[str, Sequence[float]],
+    words: Callable[[float], str],
+) -> None:
     """Lying bars in groups, the first on top."""
     thick = 0.8 / len(values)
     for number, (way, each) in enumerate(values.items()):
         label, colour = _WAYS[way]
         places = [place + (number - (len(values) - 1) / 2) * thick for place in range(len(each))]
         bars = axes.barh(places, each, height=thick * 0.92, color=colour, label=label)
-        axes.bar_label(bars, labels=[f"{value:.3g}" for value in each], padding=3, fontsize=9)
+        axes.bar_label(bars, labels=[words(value) for value in each], padding=3, fontsize=9)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(visible=False)
-    axes.margins(x=0.15)
+    axes.margins(x=0.2)
 
 
-def _lines(axes: Axes, rows: Sequence[Row], figure: str) -> None:
-    scale = 1e9 if figure == "peak_bytes" else 1
+def _lines(axes: Axes, rows: Sequence[Row], values: Sequence[float | None]) -> None:
+    """A line for each way; what failed has no point."""
     colours = [GREY, ORANGE, BLUE, GREEN, RED]
-    for number, way in enumerate(dict.fromkeys(row.way for row in rows)):
-        points = [(r.size_px, getattr(r, figure) / scale) for r in rows if r.way == way]
-        axes.loglog(*zip(*points, strict=True), marker="o", color=colours[number % 5], label=way)
+    for colour, way in zip(colours, dict.fromkeys(row.way for row in rows), strict=False):
+        pairs = zip(rows, values, strict=True)
+        points = [(row.size_px, value) for row, value in pairs if row.way == way and value]
+        sides, heights = zip(*points, strict=True) if points else ((), ())
+        axes.plot(sides, heights, marker="o", color=colour, label=way)
+    axes.set(xscale="log", yscale="log")
     sizes = sorted({row.size_px for row in rows})
     axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.yaxis.set_major_locator(_ticks())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()
 
 
-def _named(axes: Axes, title: str, up: str, along: str = "") -> None:
+def _ticks() -> Any:
+    from matplotlib.ticker import LogLocator
+
+    return LogLocator(subs=(1, 2, 5), numticks=12)
+
+
+def _named(axes: Axes, title: str, up: str = "", along: str = "") -> None:
     axes.set_title(title)
     axes.set_ylabel(up)
     axes.set_xlabel(along)
 
 
-def _tall(names: Sequence[str], ways: int = 2) -> float:
-    return 1.6 + 0.3 * ways * len(names)
+def _legend(axes: Axes) -> None:
+    """Beside the axes, where it hides nothing."""
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s"
+
+
+def _gigabytes(value: float) -> str:
+    return format_bytes(value * _GB)
 
 
 def _is_ours(path: Path) -> bool:
