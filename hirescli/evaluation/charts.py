@@ -168,7 +168,7 @@ def _two_panels(
     with drawn(path, width=11, height=height, title=title) as figure:
         time, memory = figure.subplots(1, 2, sharey=True)
         _bars(time, names, seconds, _seconds)
-        _named(time, "Best time", along="seconds")
+        _named(time, "Time", along="seconds")
         _bars(memory, names, peaks, _gigabytes)
         _named(memory, "Peak memory", along="GB")
         _legend(memory)
@@ -183,11 +183,11 @@ def _pairs(
 ) -> None:
     """Upright bars: what was measured, with a line at what was planned."""
     places = range(len(names))
-    axes.bar(places, measured, width=0.55, color=BLUE, label="measured")
+    axes.bar(places, measured, width=0.6, color=BLUE, label="measured")
     for place, value in zip(places, measured, strict=True):
         # At the foot, where no line of a plan runs through it.
         axes.annotate(words(value), (place, 0), (0, 4), textcoords="offset points",
-                      ha="center", color="white")  # fmt: skip
+                      ha="center", color="white", fontsize=9)  # fmt: skip
     left, right = [place - 0.38 for place in places], [place + 0.38 for place in places]
     axes.hlines(planned, left, right, linewidth=3, color=ORANGE, label="planned")
     axes.set_xticks(places, names)
