@@ -15,8 +15,7 @@ from hirescli.cli.streams import json_visible, visible, write_line
 from hirescli.errors import RequestError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from hirescli.cli.render import Sheet
     from hirescli.evaluation.inspection.inspecting import Inspection, Told
     from hirescli.evaluation.inspection.verdicts import Finding
 
@@ -133,7 +132,7 @@ def _show(all_found: Sequence[Inspection], targets: Sequence[Path | None]) -> No
             out.print(f"figure  {visible(str(target))}", soft_wrap=True)
 
 
-def _one(lines: Sequence[Finding]) -> Table:
+def _one(lines: Sequence[Finding]) -> Sheet:
     from hirescli.cli.render import table
 
     shown = table("measure", "verdict", "value", "what it means")
@@ -142,7 +141,7 @@ def _one(lines: Sequence[Finding]) -> Table:
     return shown
 
 
-def _several(all_found: Sequence[Inspection]) -> Table:
+def _several(all_found: Sequence[Inspection]) -> Sheet:
     from hirescli.cli.render import table
     from hirescli.evaluation.inspection.verdicts import findings, overall
 
