@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
@@ -191,7 +192,10 @@ def bench(
         _write(output, before, text)
     if chart is not None:
         draw(chart)
-    print(json.dumps(facts) if json_ else text)
+    if json_:
+        print(json.dumps(facts))
+    else:
+        _print(text)
 
 
 def _refuse_others(what: str, asked: dict[str, Any]) -> None:
@@ -204,6 +208,18 @@ def _refuse_others(what: str, asked: dict[str, Any]) -> None:
             raise RequestError(
                 f"--{key} has no effect on `hires bench {what}`, which takes {takes}; leave it out"
             )
+
+
+def _print(text: str) -> None:
+    """Tables for people on a terminal, Markdown for everything else."""
+    if not sys.stdout.isatty():
+        print(text)
+        return
+    from rich.markdown import Markdown
+
+    from hirescli.cli.render import console
+
+    console().print(Markdown(text))
 
 
 # The page

@@ -12,8 +12,8 @@ not. For the lines between columns (rows are the same, transposed):
 - Its size beside its neighbours', clipped, so that a single strong edge cannot count as many:
   t[b, x] = min(|J[b, x]| / (mean of |J[b, x + i]|, 2 <= |i| <= 8, + 0.05 levels), 6).
 - P[x], the mean of t over blocks, divided by the median of P over all lines of the same
-  remainder by 48 (by 16 in small pictures): what JPEG, decoders of latents and enlargements do
-  in every 2nd, 3rd, 8th or 16th column cancels.
+  remainder by 16, and then by 3: what JPEG, decoders of latents and enlargements do in every
+  2nd, 3rd, 8th or 16th column cancels.
 - The ratio of a period p and an offset o is the mean of P over the lines o, o + p, o + 2p, ...
   without their largest quarter (rounded up): one horizon is no seam. Without seams it is 1.
 - z: the ratio less the median ratio of that p over all o, in robust deviations (1.4826 times the
@@ -47,8 +47,7 @@ _LEAST_PERIOD_LINES = 16  # of an averaged profile
 _AROUND = 8
 _CLIP = 6.0
 _FLOOR = 0.05  # levels: what rounding to 8 bits leaves of a mean over 16 px and more
-_REMAINDERS, _FEWER_REMAINDERS = 48, 16
-_LINES_OF_A_REMAINDER = 16
+_FINE_PERIODS = (16, 3)
 _MOST_SCALE = 32
 _STRONGEST = 8
 _ECHO = 0.7
@@ -150,14 +149,14 @@ def profile(means: NDArray[np.float32], scale: int = 1) -> Floats:
     t: Floats = np.minimum(height / (_around(height) + _FLOOR), _CLIP).mean(
         axis=0, dtype=np.float64
     )
-    edge = _AROUND + 1
+    edge = _AROUND + 2
     t[:edge] = t[-edge:] = np.nan  # neighbours are missing there
-    enough = len(t) * scale >= _REMAINDERS * _LINES_OF_A_REMAINDER
-    step = max(1, (_REMAINDERS if enough else _FEWER_REMAINDERS) // scale)
-    for remainder in range(step):
-        same = t[remainder::step]
-        middle = np.nanmedian(same) if np.isfinite(same).any() else 0.0
-        t[remainder::step] = same / middle if middle > 0 else 1.0
+    for period in _FINE_PERIODS:
+        step = max(1, period // scale)
+        for remainder in range(step):
+            same = t[remainder::step]
+            middle = np.nanmedian(same) if np.isfinite(same).any() else 0.0
+            t[remainder::step] = same / middle if middle > 0 else 1.0
     t[:edge] = t[-edge:] = np.nan
     return t
 
