@@ -99,7 +99,7 @@ def _targets(files: Sequence[Path], figure: Path | None, *, none: bool) -> list[
         raise RequestError(f"--figure is of one picture, {len(files)} are named; leave it out")
     if none:
         return [None] * len(files)
-    return [figure or file.with_name(file.name + _SUFFIX) for file in files]
+    return [figure or Path(f"{file}{_SUFFIX}") for file in files]
 
 
 @contextmanager

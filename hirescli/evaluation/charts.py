@@ -215,6 +215,10 @@ def _bars(
 
 def _lines(axes: Axes, rows: Sequence[Row], values: Sequence[float | None]) -> None:
     """A line for each way; what failed has no point."""
+    if not any(values):  # nothing that a logarithm could be taken of
+        axes.text(0.5, 0.5, "nothing was measured", ha="center", va="center", color=GREY)
+        axes.set(xticks=[], yticks=[])
+        return
     colours = [GREY, ORANGE, BLUE, GREEN, RED]
     for colour, way in zip(colours, dict.fromkeys(row.way for row in rows), strict=False):
         pairs = zip(rows, values, strict=True)
@@ -243,7 +247,8 @@ def _named(axes: Axes, title: str, up: str = "", along: str = "") -> None:
 
 def _legend(axes: Axes) -> None:
     """Beside the axes, where it hides nothing."""
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _seconds(value: float) -> str:

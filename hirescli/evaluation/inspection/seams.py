@@ -47,7 +47,8 @@ _LEAST_PERIOD_LINES = 16  # of an averaged profile
 _AROUND = 8
 _CLIP = 6.0
 _FLOOR = 0.05  # levels: what rounding to 8 bits leaves of a mean over 16 px and more
-_FINE_PERIODS = (16, 3)
+_FINE_PX = 16
+_ENLARGED = 3  # of pixels that are 3 to 1, or 3 to 2
 _MOST_SCALE = 32
 _STRONGEST = 8
 _ECHO = 0.7
@@ -151,8 +152,8 @@ def profile(means: NDArray[np.float32], scale: int = 1) -> Floats:
     )
     edge = _AROUND + 2
     t[:edge] = t[-edge:] = np.nan  # neighbours are missing there
-    for period in _FINE_PERIODS:
-        step = max(1, period // scale)
+    # Averaged by 2, what is periodic in 16 px is so in 8 lines, and what is in 3 px, in 3 lines.
+    for step in (max(1, _FINE_PX // scale), _ENLARGED):
         for remainder in range(step):
             same = t[remainder::step]
             middle = np.nanmedian(same) if np.isfinite(same).any() else 0.0

@@ -89,8 +89,8 @@ def effective_scale(levels: Sequence[Level]) -> float | None:
         if no level has.
     """
     real = [_is_real(level, levels[i + 1 :]) for i, level in enumerate(levels)]
-    for index, (this, coarser) in enumerate(zip(real, [*real[1:], True], strict=True)):
-        if this and coarser:
+    for index in range(len(real)):
+        if all(real[index : index + 2]):
             return 2.0**-index
     return None
 

@@ -17,7 +17,7 @@ from hirescli.evaluation.inspection.seams import Seam
 Verdict = Literal["fine", "look", "bad", "unknown"]
 _ORDER: tuple[Verdict, ...] = ("unknown", "fine", "look", "bad")
 
-SEAM_LOOK_Z, SEAM_BAD_Z = 9.0, 18.0
+SEAM_LOOK_Z, SEAM_BAD_Z = 10.0, 18.0
 SEAM_BAD_LINES = 3  # two lines may be two edges
 REPETITION_LOOK, REPETITION_BAD = 0.08, 0.2
 SHIFT_LOOK, SHIFT_BAD = 2.5, 5.0
