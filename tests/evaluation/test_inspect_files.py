@@ -17,12 +17,13 @@ from PIL import Image
 
 from hirescli.errors import RequestError
 from hirescli.evaluation.inspection.base import base_of
+from hirescli.evaluation.inspection.calibration import tiled
 from hirescli.evaluation.inspection.inspecting import inspect
 from hirescli.evaluation.inspection.rows import open_picture
 from hirescli.evaluation.inspection.verdicts import Verdict, findings, overall, to_dict
 from hirescli.output.spool import Spool
 from tests.conftest import ROOT
-from tests.evaluation.inspected import rendered, tiled
+from tests.evaluation.inspected import rendered
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +218,7 @@ import sys
 from pathlib import Path
 from hirescli.evaluation.charts import check_target
 from hirescli.evaluation.inspection.figure import draw
+from hirescli.evaluation.inspection.calibration import tiled
 from hirescli.evaluation.inspection.inspecting import inspect
 from hirescli.planning.machine import peak_rss_bytes
 found = inspect(Path(sys.argv[1]))

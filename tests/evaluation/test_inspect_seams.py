@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from hirescli.evaluation.inspection.calibration import tiled
 from hirescli.evaluation.inspection.seams import (
     MOST_BLOCKS,
     LineMeans,
@@ -20,7 +21,7 @@ from hirescli.evaluation.inspection.seams import (
 )
 from hirescli.evaluation.inspection.tones import luma
 from hirescli.evaluation.inspection.verdicts import SEAM_LOOK_Z, seam_verdict
-from tests.evaluation.inspected import grain, rendered, tiled
+from tests.evaluation.inspected import grain, rendered
 
 
 def means(levels: NDArray[Any], rows: int = 64) -> tuple[NDArray[Any], NDArray[Any]]:
