@@ -91,7 +91,7 @@ def _seams(axes: Axes, traces: Traces, finding: Finding) -> None:
                 best[seam.period_px] = max(best.get(seam.period_px, 0), seam.z)
         axes.plot(list(best), list(best.values()), ".", markersize=3, color=colour, label=label)
     axes.axhspan(SEAM_LOOK_Z, SEAM_BAD_Z, color=ORANGE, alpha=0.12, linewidth=0)
-    top = max(SEAM_BAD_Z * 1.3, 1.1 * max(seam.z for seam in traces.periods))
+    top = max(SEAM_BAD_Z * 1.4, 1.25 * max(seam.z for seam in traces.periods))
     axes.axhspan(SEAM_BAD_Z, top, color=RED, alpha=0.12, linewidth=0)
     axes.set(
         ylim=(0, top), xlabel="distance of the lines in px", ylabel="confidence z", xscale="log"
@@ -162,7 +162,7 @@ def _sharpness(axes: Axes, found: Inspection, finding: Finding) -> None:
             axes.plot([place], [high], "o", markersize=12, markerfacecolor="none", color=RED)
     axes.set_xticks(places, [str(max(level.width_px, level.height_px)) for level in found.levels])
     axes.set(xlabel="longer side of the level in px", ylabel="energy in dB")
-    axes.legend(loc="upper left", fontsize=9)
+    axes.legend(loc="best", fontsize=9)
 
 
 def _title(axes: Axes, text: str, finding: Finding) -> None:

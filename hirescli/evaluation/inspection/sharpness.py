@@ -7,7 +7,7 @@ a plain upscaler would give it. Then, with means over all pixels but a margin of
 - octave energy: E(P) = mean((P - U(P))^2), in levels of 255 squared; in dB, 10 log10(E), where
   0 dB is a detail of one level root mean square;
 - above plain: 10 log10(E(P) / E(U(P))): 0 dB says that the level is as smooth as an enlargement
-  of the level below; photographs have 8 dB and more.
+  of the level below.
 
 A level holds real detail if it lies `REAL_DB` above plain, is above what rounding to 8 bits alone
 gives (`ROUNDING_DB`), and its octave energy is not more than `FALL_DB` below the largest of the

@@ -1,7 +1,7 @@
 """What the numbers of an inspection mean, in plain words, and whether to worry.
 
-The limits come from what `docs/inspect.md` lists: photographs, rendered pictures and the built-in
-model's own on the one side, the same with planted faults on the other.
+The limits lie between rendered pictures as they are and the same with planted faults, which
+`calibration` counts, and leave the built-in model's own pictures room for what its stages redraw.
 """
 
 from __future__ import annotations
