@@ -105,7 +105,8 @@ def test_refusals(hires: Callable, picture: Path, words: list[str], named: str) 
     Image.new("RGB", (200, 100)).save("wide.png")
     Image.open(picture).save("packed.tif", compression="tiff_adobe_deflate")
     packed = bytearray(Path("packed.tif").read_bytes())
-    packed[60_000:60_400] = bytes(400)  # amid the pixels
+    middle = len(packed) // 2
+    packed[middle : middle + 400] = b"\xff" * 400  # amid the pixels
     Path("hurt.tif").write_bytes(packed)
     before = sorted(Path().iterdir())
     ran = hires("inspect", *words)
