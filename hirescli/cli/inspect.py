@@ -70,6 +70,7 @@ def inspect(
     from hirescli.evaluation.charts import check_target
     from hirescli.evaluation.inspection.figure import draw
     from hirescli.evaluation.inspection.inspecting import inspect as measured
+    from hirescli.evaluation.inspection.rows import open_picture
     from hirescli.evaluation.inspection.verdicts import to_dict
 
     targets = _targets(files, figure, none=no_figure)
@@ -78,6 +79,8 @@ def inspect(
     for target in targets:
         if target is not None:
             check_target(target)
+    for file in files:  # what is wrong with the last is said before the first has taken minutes
+        open_picture(file)
     all_found = []
     for file, target in zip(files, targets, strict=True):
         with _progress(file) as told:

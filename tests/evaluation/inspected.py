@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hirescli.training.scenes import render
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def rendered(family: str, size_px: int, seed: int = 3) -> NDArray[np.uint8]:
     """A rendered picture, (size_px, size_px, 3)."""
     return render(seed=seed, size_px=size_px, family=family).picture

@@ -229,15 +229,15 @@ print(peak_rss_bytes())
 
 @pytest.mark.slow
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    """8192x8192 px take 201 MB as they are, and far more as floats."""
+    """6144x6144 px take 113 MB as they are, and 453 MB as floats of three channels."""
     import pyvips
 
     noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    image = pyvips.Image.new_from_array(noise).replicate(16, 16).copy(interpretation="srgb")
+    image = pyvips.Image.new_from_array(noise).replicate(12, 12).copy(interpretation="srgb")
     path = tmp_path / "large.tif"
     image.tiffsave(str(path), tile=True, tile_width=256, tile_height=256, pyramid=True)
     ran = subprocess.run(
         [sys.executable, "-c", _PEAK, str(path), str(tmp_path / "a.png")],
         capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert int(ran.stdout) < 420e6
+    assert int(ran.stdout) < 380e6
