@@ -22,6 +22,7 @@ from hirescli.cli import (
     evaluate,
     generate,
     info,
+    inspect,
     models,
     plan,
     presets,
@@ -53,6 +54,7 @@ for name, command in (
     ("view", view.view),
     ("sheet", sheet.sheet),
     ("info", info.info),
+    ("inspect", inspect.inspect),
     ("doctor", doctor.doctor),
     ("bench", bench.bench),
 ):

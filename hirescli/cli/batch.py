@@ -356,9 +356,7 @@ class _Batch:
 
         def start(plans: Sequence[ValidatedPlan]) -> Runner:
             how = self._how
-            return Runner(
-                plans, listener, keep_runs=how.keep_run, previews=how.preview, wait=True
-            )
+            return Runner(plans, listener, keep_runs=how.keep_run, previews=how.preview, wait=True)
 
         runner, wrong = refused(todo, start)
         if wrong and not self._options.keep_going:

