@@ -30,8 +30,8 @@ _KEPT = "kept"
 _TEXTS = (_PLAN, RECIPE, _CONDITIONS, JOURNAL, _KEPT)
 # What may be chosen anew where latents are decoded again.
 _AFTER_LATENTS = {
-    "vae_dtype", "vae_mode", "vae_attention", "format", "tile_px", "compression", "quality", "dpi",
-    "metadata", "rows", "threads", "device",
+    "vae_dtype", "vae_mode", "vae_attention", "format", "bits", "tile_px", "compression",
+    "pyramid", "tile_layout", "tile_format", "quality", "dpi", "metadata", "rows", "threads", "device",
 }  # fmt: skip
 _SPOOL_SUFFIX = ".spool.tif"
 _WRITING_SUFFIX = ".writing"
