@@ -130,10 +130,10 @@ def fitting(files: list[Mapping[str, Any]], flags: Mapping[str, Any]) -> list[Ma
     from hirescli.planning.formats import without_effect
 
     def useless(fragments: list[Mapping[str, Any]]) -> tuple[str, ...]:
-        said: dict[str, Any] = {"format": "tiff", "compression": "deflate"}
+        said: dict[str, Any] = {}
         for fragment in fragments:
             said |= {key: value for key, value in fragment.items() if value is not None}
-        return without_effect(said["format"], said["compression"])
+        return without_effect(said)
 
     dropped = useless([*files, flags])
     return [

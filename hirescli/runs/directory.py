@@ -17,7 +17,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from hirescli.errors import ConfigError, HiresError, RequestError, RunError
-from hirescli.output.finalise import partial_path
+from hirescli.output.places import discard, partial_path
 from hirescli.output.metadata import inspect
 from hirescli.recipe import CONSEQUENCES, Recipe, read_recipe_file
 from hirescli.runs.journal import JOURNAL, SUFFIXES, Journal
@@ -31,7 +31,8 @@ _TEXTS = (_PLAN, RECIPE, _CONDITIONS, JOURNAL, _KEPT)
 # What may be chosen anew where latents are decoded again.
 _AFTER_LATENTS = {
     "vae_dtype", "vae_mode", "vae_attention", "format", "bits", "tile_px", "compression",
-    "pyramid", "tile_layout", "tile_format", "quality", "dpi", "metadata", "rows", "threads", "device",
+    "pyramid", "tile_layout", "tile_format", "quality", "dpi", "metadata", "rows", "threads",
+    "device",
 }  # fmt: skip
 _SPOOL_SUFFIX = ".spool.tif"
 _WRITING_SUFFIX = ".writing"
@@ -132,8 +133,9 @@ class RunDirectory:
     def _clear(self) -> None:
         """Remove all that a run makes, but the lock."""
         made = [self.path / name for name in _TEXTS]
-        for path in [*made, *_made(self.path), partial_path(self.output)]:
+        for path in [*made, *_made(self.path)]:
             path.unlink(missing_ok=True)
+        discard(partial_path(self.output))
 
 
 def run_path(output: Path) -> Path:
@@ -176,7 +178,7 @@ def finished(output: Path, recipe: Recipe) -> bool:
         output: The final name.
         recipe: The resolved recipe. Without embedded metadata the answer is always no.
     """
-    if not output.is_file():
+    if not output.exists():
         return False
     try:
         facts = inspect(output)
