@@ -66,8 +66,8 @@ def jpeg_segments(*, recipe: str, parameters: str, xmp: bytes, dpi: float) -> by
     """The texts as Exif, XMP and comment segments, to stand after the JFIF head.
 
     The recipe is always whole, in as many comments as it needs. The A1111 text and XMP must fit
-    into one segment each and are left out when they do not. Exif repeats the resolution of the JFIF
-    head: readers that find Exif without one assume 72 dpi.
+    into one segment each and are left out when they do not. Exif repeats the resolution of the
+    JFIF head: readers that find Exif without one assume 72 dpi.
     """
     exif = exif_data(parameters, dpi=dpi)
     if len(exif) > _SEGMENT_LIMIT:

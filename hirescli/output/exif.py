@@ -53,5 +53,3 @@ def read_user_comment(exif: bytes) -> str:
         reads = [text.decode(f"utf-16-{order}", errors="replace") for order in ("be", "le")]
         return max(reads, key=lambda read: sum(map(str.isascii, read))).rstrip("\0")
     return text.decode("utf-8", errors="replace").rstrip("\0")
-
-

@@ -83,6 +83,18 @@ def finalise(
             the output's name then that did not stand there before, and no partial file is left.
     """
     files = {**(also or {}), output: recipe}
+    return finalise_all(spool_path, files, texts=texts, overwrite=overwrite, listener=listener)[-1]
+
+
+def finalise_all(
+    spool_path: Path,
+    files: Mapping[Path, Recipe],
+    *,
+    texts: Texts | None = None,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> tuple[FinishedFile, ...]:
+    """The same for files that are equals: each gets its name when all are whole, in order."""
     tell: Listener = listener or (lambda event: None)
     made: dict[Path, tuple[int, float]] = {}
     try:
@@ -91,13 +103,15 @@ def finalise(
             began = time.monotonic()
             file_bytes = _made(spool_path, path, own, texts)
             made[path] = file_bytes, time.monotonic() - began
+        finished = []
         for path in files:
-            finished = _named(path, spool_path, *made[path], overwrite=overwrite)
-            tell(FileWritten(path=path, bytes=finished.bytes, seconds=finished.seconds))
+            finished.append(_named(path, spool_path, *made[path], overwrite=overwrite))
+            seconds = finished[-1].seconds
+            tell(FileWritten(path=path, bytes=finished[-1].bytes, seconds=seconds))
+        return tuple(finished)
     finally:
         for path in files:
             discard(partial_path(path))
-    return finished
 
 
 def _made(spool_path: Path, output: Path, recipe: Recipe, texts: Texts | None) -> int:

@@ -38,7 +38,7 @@ class ImageFacts:
         bytes: Of the file, of tiles all together.
         levels: Levels of the pyramid, 1 without one.
         recipe: The embedded recipe as a fragment; None when there is none.
-        parameters: What the A1111 text says (see `read_parameters`); None when there is none.
+        parameters_text: The A1111 text; "" when there is none.
     """
 
     path: Path
@@ -48,7 +48,12 @@ class ImageFacts:
     bytes: int
     levels: int
     recipe: dict[str, Any] | None
-    parameters: dict[str, Any] | None = None
+    parameters_text: str = ""
+
+    @property
+    def parameters(self) -> dict[str, Any] | None:
+        """What the A1111 text says, see `read_parameters`; None when it is none."""
+        return read_parameters(self.parameters_text)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -173,7 +178,9 @@ def _inspect_avif(path: Path) -> ImageFacts:
             length = int.from_bytes(head[:4])
             length = int.from_bytes(head[8:16]) if length == 1 else length or size_bytes - end
             if length < 8:
-                raise RequestError(f"{path} is damaged: a box of {length} bytes; take a whole copy")
+                raise RequestError(
+                    f"{path} is damaged: a box of {length} bytes; take a whole copy"
+                )
             end += length
     _check_whole(path, end)
     return _inspect_by_vips(path, "avif", "heifload_source")
@@ -198,7 +205,7 @@ def _inspect_tiles(path: Path) -> ImageFacts:
     recipe, parameters = embedded(found.sidecar, source=str(path)), found.parameters
     return ImageFacts(
         path, "tiles", found.width_px, found.height_px, found.bytes, found.levels, recipe,
-        read_parameters(parameters),
+        parameters,
     )  # fmt: skip
 
 
@@ -237,5 +244,5 @@ def _facts(
         bytes=path.stat().st_size,
         levels=levels,
         recipe=next((recipe for recipe in recipes if recipe is not None), None),
-        parameters=read_parameters(parameters),
+        parameters_text=parameters,
     )

@@ -60,7 +60,7 @@ class Texts:
             said["parameters"] = self.parameters
         if DIGITAL_SOURCE_TYPE.encode() in self.xmp:
             said["digital_source_type"] = DIGITAL_SOURCE_TYPE
-        return json.dumps(said, sort_keys=True, ensure_ascii=True)
+        return json.dumps(said, ensure_ascii=True)  # the recipe comes first: see `embedded`
 
 
 def describe(recipe: Recipe) -> Texts:

@@ -71,7 +71,8 @@ def read_tiles(path: Path) -> TileFolder | None:
 def _deep_zoom(path: Path) -> TileFolder | None:
     text = _text(path)
     found = {
-        key: re.search(rf'\b{key}="([0-9]{{1,9}})"', text) for key in ("TileSize", "Width", "Height")
+        key: re.search(rf'\b{key}="([0-9]{{1,9}})"', text)
+        for key in ("TileSize", "Width", "Height")
     }
     if not all(found.values()):
         return None

@@ -1,4 +1,4 @@
-"""A TIFF whose tiles are compressed by zstd, which libvips from its wheel cannot write.
+"""A TIFF whose tiles are compressed by zstd, written and read: libvips from its wheel has none.
 
 libvips makes the same file without compression beside the output; its tiles are then read,
 compressed and written one by one, a few at a time, in order.
@@ -13,12 +13,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hirescli.errors import RequestError
+
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from tifffile import TiffPage
 
 _LEVEL = 6  # of zstd, 1 to 22
 _MOST_THREADS = 8
 _COMPRESSION, _DEFLATE, _ZSTD = 259, "deflate", 50000
+_DIFFERENCES = 2  # Predictor
 _ICC, _XMP, _UNDEFINED, _BYTE = 34675, 700, 7, 1
 
 
@@ -66,7 +70,7 @@ def _written_as(page: TiffPage, *, smaller: bool) -> dict[str, Any]:
         "photometric": "rgb",
         # The tiles come compressed; tifffile knows this one without further packages.
         "compression": _DEFLATE,
-        "predictor": 2,
+        "predictor": _DIFFERENCES,
         "subfiletype": 1 if smaller else 0,
         "description": None if smaller or not page.description else page.description,
         "iccprofile": bytes(tags[_ICC].value) if _ICC in tags else None,
@@ -117,3 +121,71 @@ def _name_compression(path: Path) -> None:
 
 def _threads() -> int:
     return min(os.cpu_count() or 1, _MOST_THREADS)
+
+
+def has_zstd(path: Path, page: int) -> bool:
+    """Whether a page of a TIFF is compressed by zstd.
+
+    Raises:
+        RequestError: If it is, and its layout is not that of `save_zstd_tiff`.
+    """
+    from tifffile import TiffFile, TiffPage
+
+    with TiffFile(path) as tiff:
+        found = tiff.pages[page]
+        if not isinstance(found, TiffPage) or int(found.compression) != _ZSTD:
+            return False
+        known = (
+            found.is_tiled
+            and found.shape[2:] == (3,)
+            and int(found.predictor) in (1, _DIFFERENCES)
+        )
+        if not known or found.dtype not in ("uint8", "uint16") or int(found.planarconfig) != 1:
+            raise RequestError(
+                f"{path} has zstd inside in a layout that is not read here (tiles of RGB with 8 "
+                "or 16 bits are); save it with deflate"
+            )
+        return True
+
+
+def zstd_rows(path: Path, page: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """First row and rows (n, width, 3) of a page for which `has_zstd`, a row of tiles at a time.
+
+    Raises:
+        RequestError: If a tile is damaged.
+    """
+    import numpy as np
+    from tifffile import TiffFile, TiffPage
+
+    with TiffFile(path) as tiff, path.open("rb") as file:
+        found = tiff.pages[page]
+        assert isinstance(found, TiffPage), "looked at by `has_zstd`"
+        across = -(-found.imagewidth // found.tilewidth)
+        places = list(zip(found.dataoffsets, found.databytecounts, strict=True))
+        for y0 in range(0, found.imagelength, found.tilelength):
+            row, places = places[:across], places[across:]
+            tiles = [
+                _unpacked(os.pread(file.fileno(), count, offset), found, tiff.byteorder, path)
+                for offset, count in row
+            ]
+            rows = np.concatenate(tiles, axis=1)
+            yield y0, rows[: found.imagelength - y0, : found.imagewidth]
+
+
+def _unpacked(data: bytes, page: TiffPage, byteorder: str, path: Path) -> NDArray[Any]:
+    """One tile: (tile rows, tile columns, 3)."""
+    import numpy as np
+    import zstandard
+
+    shape = (page.tilelength, page.tilewidth, 3)
+    tile_bytes = page.tilelength * page.tilewidth * 3 * np.dtype(page.dtype).itemsize
+    try:
+        plain = zstandard.ZstdDecompressor().decompress(data, max_output_size=tile_bytes)
+        dtype = np.dtype(f"{byteorder}u{np.dtype(page.dtype).itemsize}")
+        stored = np.frombuffer(plain, dtype).reshape(shape)
+    except (zstandard.ZstdError, ValueError) as error:
+        raise RequestError(f"{path} is damaged ({error}); take an undamaged copy") from error
+    tile = stored.astype(page.dtype)
+    return (
+        np.cumsum(tile, axis=1, dtype=tile.dtype) if int(page.predictor) == _DIFFERENCES else tile
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,10 @@ from hirescli.planning.formats import (
 )
 from hirescli.recipe import Recipe
 
-_IN_SOME = ("compression", "pyramid", "tile_px", "tile_layout", "tile_format", "quality")
+# Choices that say something in some formats only.
+OF_SOME_FORMATS = frozenset(
+    {"compression", "pyramid", "tile_px", "tile_layout", "tile_format", "quality"}
+)
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,13 @@ def with_also(recipe: Recipe, paths: Sequence[Path]) -> tuple[Recipe, tuple[Also
     Raises:
         RequestError: If a format cannot hold the picture, or a choice.
     """
-    made = tuple(AlsoFile(path, _choices(recipe, path)) for path in paths)
+    made = tuple(AlsoFile(path, choices_for(recipe, path)) for path in paths)
     for each in made:
         own = each.recipe(recipe)
         check_format(own.format, own.width_px, own.height_px)
         check_options(own)
-    effective = {key for each in made for key in _effective(each.recipe(recipe))}
-    useless = set(_IN_SOME) - set(_effective(recipe))
-    return recipe.model_copy(update=_usual(useless & effective)), made
+    of_others = {key for each in made for key in effective(each.recipe(recipe))}
+    return recipe.model_copy(update=_usual(of_others - effective(recipe))), made
 
 
 def check_apart(outputs: Sequence[Path]) -> None:
@@ -78,21 +80,31 @@ def check_apart(outputs: Sequence[Path]) -> None:
         seen.add(part)
 
 
-def _choices(recipe: Recipe, path: Path) -> dict[str, Any]:
+def choices_for(recipe: Recipe, path: Path) -> dict[str, Any]:
+    """What the recipe of a file of this name says differently: its format, and all that follows.
+
+    Bits are lowered to 8 where the format holds no more; choices without effect are the default.
+
+    Raises:
+        RequestError: If the suffix is unknown.
+    """
     name = format_for(path)
     said: dict[str, Any] = {"format": name}
     if name == "tiles":
         said["tile_layout"] = layout_for(path)
     own = recipe.model_copy(update=said)
-    if recipe.bits not in FORMATS[name].bits or "quality" in _effective(own):
+    if recipe.bits not in FORMATS[name].bits or "quality" in effective(own):
         said["bits"] = 8
-    return _usual(set(_IN_SOME) - set(_effective(own))) | said
+    # All of them are said: the output may keep the default where it has no use for a choice.
+    used = effective(own)
+    return _usual(OF_SOME_FORMATS - used) | {key: getattr(own, key) for key in used} | said
 
 
-def _effective(recipe: Recipe) -> tuple[str, ...]:
-    idle = without_effect(recipe.model_dump(include={"format", *_IN_SOME}))
-    return tuple(key for key in _IN_SOME if key not in idle)
+def effective(recipe: Recipe) -> frozenset[str]:
+    """The choices among `OF_SOME_FORMATS` that say something in the recipe's format."""
+    idle = without_effect(recipe.model_dump(include={"format", *OF_SOME_FORMATS}))
+    return OF_SOME_FORMATS - frozenset(idle)
 
 
-def _usual(keys: set[str]) -> dict[str, Any]:
+def _usual(keys: Set[str]) -> dict[str, Any]:
     return {key: Recipe.model_fields[key].default for key in sorted(keys)}

@@ -223,7 +223,9 @@ def without_effect(said: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _jpeg_inside(name: str, compression: str, tile_format: str) -> bool:
-    return (name == "tiff" and compression == "jpeg") or (name == "tiles" and tile_format == "jpeg")
+    return (name == "tiff" and compression == "jpeg") or (
+        name == "tiles" and tile_format == "jpeg"
+    )
 
 
 def default_output(recipe: Recipe) -> Path:
@@ -269,7 +271,9 @@ def _named(name: str) -> Format:
 
 def _by_suffix(path: Path) -> Format:
     name = path.name.lower()
-    found = [f for f in FORMATS.values() if any(name.endswith(s) and name != s for s in f.suffixes)]
+    found = [
+        f for f in FORMATS.values() if any(name.endswith(s) and name != s for s in f.suffixes)
+    ]
     if found:  # of ".tif" and ".print.tif" the longer one counts
         return found[-1]
     suffix = path.suffix

@@ -58,8 +58,8 @@ class PrintSize:
         width_in, height_in = self.width_px / self.dpi, self.height_px / self.dpi
         covered = f"{_in(width_in, self.unit)}x{_in(height_in, self.unit)} {self.unit}"
         return (
-            f"{asked} at {_short(self.dpi)} dpi is {exact}; made are {made}, the nearest multiples "
-            f"of {_MULTIPLE_PX} that cover it: {covered}, trim the rest"
+            f"{asked} at {_short(self.dpi)} dpi is {exact}; made are {made}, the nearest "
+            f"multiples of {_MULTIPLE_PX} that cover it: {covered}, trim the rest"
         )
 
 

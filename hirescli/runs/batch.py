@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import stat
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from hirescli.errors import HiresError, RequestError, RunError
 from hirescli.models.registry import card_of, find
 from hirescli.output.inputs import identified
+from hirescli.output.places import sha256_of
 from hirescli.planning.card import Card
 from hirescli.planning.machine import Machine
 from hirescli.planning.plan import Plan, ValidatedPlan, make_plan
@@ -162,8 +162,7 @@ class Made:
         recipe_hash, sha256 = self._done.get(str(output), (None, None))
         if recipe_hash != recipe.hash:
             return False
-        with output.open("rb") as file:
-            return bool(hashlib.file_digest(file, "sha256").hexdigest() == sha256)
+        return bool(sha256_of(output) == sha256)
 
 
 class Planner:

@@ -17,8 +17,8 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from hirescli.errors import ConfigError, HiresError, RequestError, RunError
-from hirescli.output.places import discard, partial_path
 from hirescli.output.metadata import inspect
+from hirescli.output.places import discard, partial_path
 from hirescli.recipe import CONSEQUENCES, Recipe, read_recipe_file
 from hirescli.runs.journal import JOURNAL, SUFFIXES, Journal
 
