@@ -32,6 +32,7 @@ _MM_PER_INCH = 25.4
 _EXIF_LIMIT_BYTES = 60_000  # libexif saves no more than 64 KiB
 # Of AV1, 0 to 9. At 4, 4096x4096 px took 36 s in place of 6 and was no smaller (measured).
 _AVIF_EFFORT = 2
+_AVIF_THREADS = 4  # the encoder's bytes depend on their number
 _TILES = "tiles"  # the name under which libvips writes a folder
 
 
@@ -108,6 +109,9 @@ def _save_webp(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts 
 
 
 def _save_avif(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts | None) -> None:
+    import pyvips
+
+    pyvips.concurrency_set(_AVIF_THREADS)
     options = {"compression": "av1", "effort": _AVIF_EFFORT}
     _save_whole(image, partial, ".avif", texts, Q=recipe.quality, **options)
 
@@ -152,7 +156,8 @@ def _save_tiles(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts
         (partial / f"{_TILES}_files").rename(folder)
     else:
         (partial / _TILES).rename(folder)
-    (folder / "vips-properties.xml").unlink(missing_ok=True)  # holds the date
+    for stray in partial.rglob("vips-properties.xml"):  # holds the date
+        stray.unlink()
     if recipe.tile_layout == "iiif3":
         _name_iiif(folder / "info.json", name)
     if texts:

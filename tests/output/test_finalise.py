@@ -19,7 +19,8 @@ from PIL import Image
 
 from hirescli.errors import RunError
 from hirescli.events import Event, FileWritten, Finalising
-from hirescli.output.finalise import FinishedFile, finalise, partial_path
+from hirescli.output.finalise import FinishedFile, finalise
+from hirescli.output.places import partial_path
 from hirescli.output.spool import Spool
 
 WIDTH_PX, HEIGHT_PX = 712, 504  # no multiples of a tile, on purpose
