@@ -104,7 +104,8 @@ def _packed(data: bytes, shape: tuple[int, int, int], dtype: str) -> bytes:
     pixels = np.frombuffer(data, dtype=np.dtype(dtype).newbyteorder("<")).reshape(shape)
     differences = pixels.copy()
     differences[:, 1:] -= pixels[:, :-1]  # modulo 2**bits, as readers add
-    return bytes(zstandard.ZstdCompressor(level=_LEVEL).compress(differences.tobytes()))
+    packer = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+    return bytes(packer.compress(differences.tobytes()))
 
 
 def _name_compression(path: Path) -> None:

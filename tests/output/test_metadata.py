@@ -147,7 +147,7 @@ def test_no_picture_and_no_recipe_is_refused_by_name(tmp_path: Path, content: by
         inspect(path)
 
 
-@pytest.mark.parametrize("content", [b"RIFF\x10\0\0\0WEBPVP8 ", b"GIF89a", b"a letter"])
+@pytest.mark.parametrize("content", [b"RIFF\x10\0\0\0WAVEfmt ", b"GIF89a", b"a letter"])
 def test_an_unknown_kind_of_file_is_called_so(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "thing.webp"
     path.write_bytes(content)
