@@ -23,6 +23,7 @@ _TAKES = {
     "bands": ("size", "rows", "repeat", "dtype", "threads", "memory"),
     "vae": ("size", "rows", "dtype", "threads", "memory", "model"),
     "gpu": ("sizes", "device"),
+    "outputs": ("size",),
 }
 
 
@@ -34,7 +35,9 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="WHAT", help="What to measure: builtin, bands, vae or gpu.", show_default=False
+            metavar="WHAT",
+            help="What to measure: builtin, bands, vae, gpu or outputs.",
+            show_default=False,
         ),
     ],
     sizes: Annotated[
@@ -51,8 +54,8 @@ def bench(
         _option(
             "--size",
             metavar="N|WxH",
-            text="bands, vae: size in pixels, multiples of 8; give it several times for several "
-            f"sizes. Default: {SIZE}.",
+            text="bands, vae, outputs: size in pixels, multiples of 8; give it several times for "
+            f"several sizes. Default: {SIZE}.",
         ),
     ] = None,
     rows: Annotated[
@@ -158,6 +161,9 @@ def bench(
 
     gpu: one denoising step and the decode of SDXL's real shape with random weights, whole and
     in bands within 8 GB, each in a process of its own: seconds, memory.
+
+    outputs: every format of output made from a spool of --size, which is square here, each in a
+    process of its own: seconds, memory.
     """  # fmt: skip
     said = {
         "sizes": sizes, "size": size, "rows": rows, "repeat": repeat, "dtype": dtype,
@@ -170,7 +176,7 @@ def bench(
     if what == "builtin":
         text, facts = _builtin(sizes or _SIZES, repeat=repeat or _REPEAT, prompt=prompt or _PROMPT)
     else:
-        text, facts = {"bands": _bands, "vae": _vae, "gpu": _gpu}[what](asked)
+        text, facts = {"bands": _bands, "vae": _vae, "gpu": _gpu, "outputs": _outputs}[what](asked)
     if output is not None:
         _write(output, before, text)
     print(json.dumps(facts) if json_ else text)
@@ -316,3 +322,27 @@ def _gpu(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     ran = f"{date.today().isoformat()}."
     text = gpu_section(rows, device=device, ran=ran, command=f"hires bench gpu{words}")
     return text, {"device": device, "rows": [asdict(row) for row in rows]}
+
+
+# Outputs
+
+
+def _outputs(asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    from hirescli.evaluation.outputs import output_runs, outputs_table
+    from hirescli.evaluation.page import machine, section
+    from hirescli.units import parse_size
+
+    sizes = [parse_size(size) for size in asked.get("size", [SIZE])]
+    for width_px, height_px in sizes:
+        if width_px != height_px:
+            raise RequestError(
+                f"`hires bench outputs` makes squares, not {width_px}x{height_px}; give one side"
+            )
+    runs = [run for width_px, _ in sizes for run in output_runs(width_px)]
+    words = "".join(f" --size {width_px}" for width_px, _ in sizes)
+    text = section(
+        "Outputs",
+        command=f"hires bench outputs{words}",
+        paragraphs=[f"{date.today().isoformat()}. Machine: {machine()}.", *outputs_table(runs)],
+    )
+    return text, {"machine": machine(), "runs": [asdict(run) for run in runs]}
