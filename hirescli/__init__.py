@@ -5,6 +5,8 @@ The public interface; nothing heavy is imported until it is used.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from hirescli.bands.stream import stream
     from hirescli.cascade.run import Result
     from hirescli.events import Listener
+    from hirescli.planning.also import AlsoFile
     from hirescli.planning.plan import Plan
     from hirescli.recipe import Recipe
 
@@ -42,6 +45,7 @@ def plan(
     memory: str | int | None = None,
     host_memory: str | int | None = None,
     spill: str | Path | None = None,
+    also: Sequence[str | Path] = (),
 ) -> Plan:
     """Plan an image: stages, schedules, memory, disk, time. Loads no model and no torch.
 
@@ -53,22 +57,25 @@ def plan(
             installed, less what the model takes there.
         spill: Folder for values that find no room in memory; None: the run's own, beside the
             output.
+        also: Further files of the picture.
 
     Raises:
         RequestError: If the size, format or another choice does not work with the model.
     """
     from hirescli.models.registry import card_of
     from hirescli.output.inputs import identified
+    from hirescli.planning.also import with_also
     from hirescli.planning.plan import make_plan
     from hirescli.units import parse_bytes
 
-    recipe = identified(recipe)
+    recipe, files = with_also(identified(recipe), [Path(name) for name in also])
     return make_plan(
         recipe,
         card_of(recipe),
         memory_bytes=None if memory is None else parse_bytes(memory),
         host_memory_bytes=None if host_memory is None else parse_bytes(host_memory),
         spill=None if spill is None else Path(spill),
+        also=files,
     )
 
 
@@ -80,6 +87,7 @@ def generate(
     host_memory: str | int | None = None,
     spill: str | Path | None = None,
     overwrite: bool = False,
+    also: Sequence[str | Path] = (),
     listener: Listener | None = None,
 ) -> Result:
     """Make one image and write it; an output that stands there with the same recipe is left.
@@ -92,6 +100,7 @@ def generate(
         host_memory: As in `plan`.
         spill: As in `plan`.
         overwrite: Whether an existing output is replaced.
+        also: Further files of the picture; their suffixes say their formats.
         listener: Called with every event of the run.
 
     Returns:
@@ -107,10 +116,13 @@ def generate(
 
     path = None if output is None else Path(output)
     limits: Any = {"memory": memory, "host_memory": host_memory, "spill": spill}
-    made = plan(with_output(recipe, path), **limits)
+    made = plan(with_output(recipe, path), **limits, also=also)
     target = path or default_output(made.recipe)
-    if not overwrite and (before := _finished(target, made)) is not None:
-        return before
+    if not overwrite:
+        missing = _unfinished_also(made)
+        if not missing and (before := _finished(target, made)) is not None:
+            return before
+        made = dataclasses.replace(made, also=missing)
     machine = Machine.detect(with_devices=made.recipe.device == "cuda")
     return made.validate(machine, target, overwrite).execute(run, listener)
 
@@ -123,6 +135,7 @@ def upscale(
     host_memory: str | int | None = None,
     spill: str | Path | None = None,
     overwrite: bool = False,
+    also: Sequence[str | Path] = (),
     listener: Listener | None = None,
     **choices: Any,
 ) -> Result:
@@ -135,6 +148,7 @@ def upscale(
         host_memory: As in `plan`.
         spill: As in `plan`.
         overwrite: As in `generate`.
+        also: As in `generate`.
         listener: As in `generate`.
         choices: Of a recipe: `size`, the long side or "WIDTHxHEIGHT" (default: both sides are
             doubled), `prompt`, `model`, `strengths`, `upscale_steps`, ...
@@ -157,23 +171,30 @@ def upscale(
         host_memory=host_memory,
         spill=spill,
         overwrite=overwrite,
+        also=also,
         listener=listener,
     )
 
 
 def _finished(target: Path, made: Plan) -> Result | None:
     """The output that stands there already with this recipe, if one does."""
-    import hashlib
     import os
 
     from hirescli.runs.directory import clear_finished, finished
 
-    if not os.path.isfile(target) or not finished(target, made.recipe):
+    if not os.path.exists(target) or not finished(target, made.recipe):
         return None
     from hirescli.cascade.run import Result
+    from hirescli.output.places import sha256_of
     from hirescli.planning.machine import peak_rss_bytes
 
     clear_finished(target, made.recipe)
-    with target.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Result(target, sha256, 0.0, peak_rss_bytes(), made.recipe)
+    also = tuple(each.path for each in made.also)
+    return Result(target, sha256_of(target), 0.0, peak_rss_bytes(), made.recipe, also=also)
+
+
+def _unfinished_also(made: Plan) -> tuple[AlsoFile, ...]:
+    """The further files that do not stand yet."""
+    from hirescli.runs.directory import finished
+
+    return tuple(e for e in made.also if not finished(e.path, e.recipe(made.recipe)))

@@ -82,9 +82,13 @@ class Recipe(BaseModel):
     threads: int | None = Field(None, ge=1, le=1024)
     vae_mode: Literal["banded", "tiled"] = "banded"
     vae_attention: Literal["pooled", "exact"] = "pooled"
-    format: Literal["tiff", "png", "jpeg"] = "tiff"
+    format: Literal["tiff", "png", "jpeg", "webp", "avif", "tiles", "print"] = "tiff"
+    bits: Literal[8, 16] = 8  # of a sample in the file
     tile_px: int = Field(512, ge=64, le=4096, multiple_of=16)
-    compression: Literal["deflate", "lzw", "jpeg", "none"] = "deflate"
+    compression: Literal["deflate", "lzw", "zstd", "jpeg", "none"] = "deflate"
+    pyramid: Literal["pages", "subifd", "none"] = "pages"  # how a TIFF holds its smaller levels
+    tile_layout: Literal["dz", "zoomify", "iiif3"] = "dz"  # of tiles as files of their own
+    tile_format: Literal["jpeg", "png"] = "jpeg"
     quality: int = Field(90, ge=1, le=100)
     dpi: float = Field(300, ge=1, le=10_000)
     metadata: bool = True

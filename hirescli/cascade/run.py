@@ -34,7 +34,7 @@ from hirescli.output.preview import write_preview
 from hirescli.output.spool import Spool
 from hirescli.planning.machine import peak_rss_bytes
 from hirescli.runs.conditions import conditions
-from hirescli.runs.directory import RunDirectory, kept_journal, refuse_conflict
+from hirescli.runs.directory import RunDirectory, finished, kept_journal, refuse_conflict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -60,6 +60,7 @@ class Result:
         peak_rss_bytes: Largest resident memory of this process so far, as the system says.
         recipe: What was made, with what became of it at run time.
         journal_seconds: Of all, spent with remembering what is finished.
+        also: Further files that were asked for; they stand too.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Result:
     peak_rss_bytes: int
     recipe: Recipe
     journal_seconds: float = 0.0
+    also: tuple[Path, ...] = ()
 
 
 class Runner:
@@ -168,10 +170,11 @@ def _ignore(_: Event) -> None:
 def _refuse_conflicts(plans: Sequence[ValidatedPlan], *, wait: bool) -> None:
     outputs: set[Path] = set()
     for validated in plans:
-        if validated.output in outputs:
-            raise RequestError(f"two images would be {validated.output}; name each differently")
-        outputs.add(validated.output)
         plan = validated.plan
+        for path in (validated.output, *(each.path for each in plan.also)):
+            if path in outputs:
+                raise RequestError(f"two images would be {path}; name each differently")
+            outputs.add(path)
         refuse_conflict(validated.output, plan.recipe, partial(conditions, plan), wait=wait)
 
 
@@ -219,19 +222,27 @@ def _make(
         last_spool,
         validated.output,
         recipe=recipe,
+        also=_unfinished(plan, recipe),
         overwrite=validated.overwrite,
         listener=tell,
     )
     seconds, peak = time.monotonic() - began, peak_rss_bytes()
     spent = directory.journal.seconds
     tell(RunDone(file.path, seconds, peak, spent))
-    return Result(file.path, file.sha256, seconds, peak, recipe, spent)
+    also = tuple(each.path for each in plan.also)
+    return Result(file.path, file.sha256, seconds, peak, recipe, spent, also)
+
+
+def _unfinished(plan: Plan, recipe: Recipe) -> dict[Path, Recipe]:
+    """The further files with their recipes, without those that a killed run has finished."""
+    files = {each.path: each.recipe(recipe) for each in plan.also}
+    return {path: own for path, own in files.items() if not finished(path, own)}
 
 
 def _cascade(
     plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener, *, previews: bool
 ) -> Path:
-    """Run the stages that are not finished; returns the 8-bit spool of the last one."""
+    """Run the stages that are not finished; returns the spool of the last one."""
     first = _first_unfinished(plan, directory, stages, tell)
     if not directory.journal.empty:
         tell(WentOn(first, len(plan.stages)))
@@ -319,7 +330,9 @@ def _spool(plan: Plan, directory: RunDirectory, index: int) -> Spool:
         with contextlib.suppress(RunError):
             return Spool.open(path, writable=True)
     size_px = {"width_px": stage.width_px, "height_px": stage.height_px}
-    return Spool.create(path, **size_px, bits=8 if index + 1 == len(plan.stages) else 16)
+    return Spool.create(
+        path, **size_px, bits=plan.recipe.bits if index + 1 == len(plan.stages) else 16
+    )
 
 
 def _picture_before(plan: Plan, directory: RunDirectory, index: int) -> Path:

@@ -279,7 +279,7 @@ class _Batch:
             where.append(PlannedJob(job, validated, there))
 
     def _is_finished(self, output: Path, plan: Plan) -> bool:
-        if not os.path.isfile(output):
+        if not os.path.exists(output):
             return False
         from hirescli.runs.batch import Made
         from hirescli.runs.directory import finished
@@ -444,10 +444,12 @@ class _Defaults:
         own = dict(job.fragment)
         named = job.output or ("x" + self._suffix if self._suffix else None)
         if named is not None or own.get("format") is not None:
-            from hirescli.planning.formats import format_for
+            from hirescli.planning.formats import format_for, layout_for
 
             path = None if named is None else Path(named)
             own["format"] = format_for(path, own.get("format"))
+            if (layout := layout_for(path, own.get("tile_layout"))) is not None:
+                own["tile_layout"] = layout
         files = [*self._recipe_files, *self._files]
         sized, own = self._sized(files, own)
         fragments = [sized, *fitting(files, own), own]

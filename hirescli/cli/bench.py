@@ -28,6 +28,7 @@ _TAKES = {
     "bands": ("size", "rows", "repeat", "dtype", "threads", "memory"),
     "vae": ("size", "rows", "dtype", "threads", "memory", "model"),
     "gpu": ("sizes", "device"),
+    "outputs": ("size",),
 }
 
 
@@ -44,7 +45,7 @@ def bench(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="What to measure: builtin, batch, bands, vae or gpu.",
+            help="What to measure: builtin, batch, bands, vae, gpu or outputs.",
             show_default=False,
         ),
     ],
@@ -62,8 +63,8 @@ def bench(
         _option(
             "--size",
             metavar="N|WxH",
-            text="bands, vae: size in pixels, multiples of 8; give it several times for several "
-            f"sizes. Default: {SIZE}.",
+            text="bands, vae, outputs: size in pixels, multiples of 8; give it several times for "
+            f"several sizes. Default: {SIZE}.",
         ),
     ] = None,
     rows: Annotated[
@@ -179,6 +180,9 @@ def bench(
 
     gpu: one denoising step and the decode of SDXL's real shape with random weights, whole and
     in bands within 8 GB, each in a process of its own: seconds, memory.
+
+    outputs: every format of output made from a spool of --size, which is square here, each in a
+    process of its own: seconds, memory.
     """  # fmt: skip
     said = {
         "sizes": sizes, "size": size, "rows": rows, "repeat": repeat, "dtype": dtype,
@@ -194,6 +198,7 @@ def bench(
         check_target(chart)
     measures = {
         "builtin": _builtin, "batch": _batch, "bands": _bands, "vae": _vae, "gpu": _gpu,
+        "outputs": _outputs,
     }  # fmt: skip
     text, facts, draw = measures[what](asked)
     if output is not None:
@@ -387,3 +392,29 @@ def _gpu(asked: dict[str, Any]) -> _Measured:
     text = gpu_section(rows, device=device, ran=ran, command=f"hires bench gpu{words}")
     facts = {"device": device, "rows": [asdict(row) for row in rows]}
     return text, facts, partial(gpu_chart, rows=rows)
+
+
+# Outputs
+
+
+def _outputs(asked: dict[str, Any]) -> _Measured:
+    from hirescli.evaluation.charts import outputs_chart
+    from hirescli.evaluation.outputs import output_runs, outputs_table
+    from hirescli.evaluation.page import machine, section
+    from hirescli.units import parse_size
+
+    sizes = [parse_size(size) for size in asked.get("size", [SIZE])]
+    for width_px, height_px in sizes:
+        if width_px != height_px:
+            raise RequestError(
+                f"`hires bench outputs` makes squares, not {width_px}x{height_px}; give one side"
+            )
+    runs = [run for width_px, _ in sizes for run in output_runs(width_px)]
+    words = "".join(f" --size {width_px}" for width_px, _ in sizes)
+    text = section(
+        "Outputs",
+        command=f"hires bench outputs{words}",
+        paragraphs=[f"{date.today().isoformat()}. Machine: {machine()}.", *outputs_table(runs)],
+    )
+    facts = {"machine": machine(), "runs": [asdict(run) for run in runs]}
+    return text, facts, partial(outputs_chart, runs=runs)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hirescli.cli.options.file import AlsoOptions
 from hirescli.cli.options.making import MakingOptions
 from hirescli.cli.options.request import RequestOptions, takes
 from hirescli.cli.streams import write_line
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     from hirescli.cascade.run import Result
     from hirescli.cli.request import Image
     from hirescli.planning.machine import Machine
-    from hirescli.planning.plan import ValidatedPlan
+    from hirescli.planning.plan import Plan, ValidatedPlan
 
 
-@takes(RequestOptions, MakingOptions)
+@takes(RequestOptions, MakingOptions, AlsoOptions)
 def generate(
     request: RequestOptions,
     how: MakingOptions,
+    files: AlsoOptions,
     from_latents: Annotated[
         Path | None,
         typer.Option(
@@ -47,7 +49,7 @@ def generate(
     already with the same recipe is left as it is. A run that was interrupted or killed goes on
     where it was when the same command is given again.
     """
-    make(request, how, latents=from_latents)
+    make(request, how, latents=from_latents, also=files.also or ())
 
 
 def make(
@@ -55,6 +57,7 @@ def make(
     how: MakingOptions,
     source: Path | None = None,
     latents: Path | None = None,
+    also: Sequence[str] = (),
 ) -> None:
     """Make the images of a request.
 
@@ -63,11 +66,12 @@ def make(
         how: Whether to make them, and what to say.
         source: A picture that is enlarged; None: images begin from noise.
         latents: A kept run directory, or its output, whose latents are decoded again.
+        also: Names of further files of each image.
     """
     try:
         if latents is not None:
             request, latents = _of_kept(request, latents)
-        _make(request, how, source, latents)
+        _make(request, how, source, latents, also)
     except HiresError as error:
         if how.json_:
             code = error.exit_code
@@ -86,14 +90,18 @@ def _of_kept(request: RequestOptions, named: Path) -> tuple[RequestOptions, Path
 
 
 def _make(
-    request: RequestOptions, how: MakingOptions, source: Path | None, latents: Path | None
+    request: RequestOptions,
+    how: MakingOptions,
+    source: Path | None,
+    latents: Path | None,
+    also: Sequence[str],
 ) -> None:
     from hirescli.cli.plan import show
     from hirescli.cli.request import images
     from hirescli.planning.machine import Machine
 
     machine = Machine.detect(with_devices=True)
-    all_images = images(request, machine, source)
+    all_images = images(request, machine, source, also)
     todo = _validated(all_images, machine, how.overwrite)
     if how.dry_run:
         show(all_images, None, as_json=how.json_)
@@ -120,7 +128,7 @@ def _validated(
     from hirescli.planning.plan import check_disk_together
 
     todo = [
-        image.plan.validate(machine, image.output, overwrite)
+        _without_finished(image, overwrite).validate(machine, image.output, overwrite)
         for image in all_images
         if overwrite or not _finished(image)
     ]
@@ -129,11 +137,35 @@ def _validated(
 
 
 def _finished(image: Image) -> bool:
-    if not os.path.isfile(image.output):  # unlike Path.is_file also for endless names
+    """Whether an image stands with all its files.
+
+    Raises:
+        RequestError: If it stands without one of them.
+    """
+    if not os.path.exists(image.output):  # unlike Path.exists also for endless names
         return False
     from hirescli.runs.directory import finished
 
-    return finished(image.output, image.plan.recipe)
+    if not finished(image.output, image.plan.recipe):
+        return False
+    if missing := _without_finished(image, overwrite=False).also:
+        path = missing[0].path
+        raise RequestError(
+            f"{image.output} is finished with this recipe, but {path} is not there or another's; "
+            f"make it with: hires export {image.output} --to {path}"
+        )
+    return True
+
+
+def _without_finished(image: Image, overwrite: bool) -> Plan:
+    """The plan without further files that stand; the output gets its name after them."""
+    if overwrite or not image.plan.also:
+        return image.plan
+    from hirescli.runs.directory import finished
+
+    recipe = image.plan.recipe
+    missing = [e for e in image.plan.also if not finished(e.path, e.recipe(recipe))]
+    return dataclasses.replace(image.plan, also=tuple(missing))
 
 
 def _say_not_kept(images: Sequence[Image]) -> None:
@@ -242,9 +274,10 @@ def _print_result(all_images: Sequence[Image], results: Sequence[Result]) -> Non
 
 
 def _as_dict(image: Image, result: Result | None) -> dict[str, Any]:
+    also = {"also": [str(each.path) for each in image.plan.also]}
     if result is None:
         recipe = image.plan.recipe.model_dump(mode="json")
-        return {"path": str(image.output), "finished_before": True, "recipe": recipe}
+        return {"path": str(image.output), "finished_before": True, "recipe": recipe} | also
     return {
         "path": str(result.path),
         "finished_before": False,
@@ -253,4 +286,4 @@ def _as_dict(image: Image, result: Result | None) -> dict[str, Any]:
         "peak_rss_bytes": result.peak_rss_bytes,
         "journal_seconds": result.journal_seconds,
         "recipe": result.recipe.model_dump(mode="json"),
-    }
+    } | also

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hirescli.cli.options.file import AlsoOptions
 from hirescli.cli.options.request import RequestOptions, takes
 from hirescli.errors import HiresError, RequestError
 
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from hirescli.planning.machine import Machine
 
 
-@takes(RequestOptions)
+@takes(RequestOptions, AlsoOptions)
 def plan(
     request: RequestOptions,
+    files: AlsoOptions,
     gpu: Annotated[
         str | None,
         typer.Option(
@@ -47,7 +49,7 @@ def plan(
     machine = Machine.detect(with_devices=gpu is None)
     if gpu is not None:
         machine = replace(machine, devices=(Device(f"a GPU of {gpu}", parse_bytes(gpu)),))
-    all_images = images(request, machine)
+    all_images = images(request, machine, also=files.also or ())
     problem = first_problem(all_images, machine)
     show(all_images, problem, as_json=json_)
     if problem is not None:

@@ -14,6 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from hirescli.planning.print_size import printed_words
 from hirescli.units import format_bytes, format_flops, format_pixels, format_seconds
 
 if TYPE_CHECKING:
@@ -110,12 +111,15 @@ def plan_lines(plan: Plan, output: Path) -> list[str]:
     place = "beside the output" if plan.spill is None else f"in {plan.spill}"
     return [
         f"output    {output} ({recipe.format}, "
-        f"{format_pixels(recipe.width_px, recipe.height_px)}, seed {recipe.seed})",
+        f"{format_pixels(recipe.width_px, recipe.height_px)}, {recipe.bits} bits, "
+        f"seed {recipe.seed})",
+        *(f"and       {each.path} ({each.recipe(recipe).format})" for each in plan.also),
         f"model     {plan.card.name}, revision {recipe.revision}, {recipe.dtype}, "
         f"{recipe.scheduler}, method {recipe.method}",
         f"memory    {_memory(plan)}; bands of {plan.rows} latent rows",
         f"disk      {format_bytes(plan.spool_bytes)} beside the output, "
         f"{format_bytes(plan.spill_bytes)} of values {place}",
+        f"print     {printed_words(recipe)}",
         f"time      about {format_seconds(plan.seconds)} ({format_flops(plan.flops)})",
     ]
 

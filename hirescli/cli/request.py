@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,10 @@ class Image:
 
 
 def images(
-    options: RequestOptions, machine: Machine, source: Path | None = None
+    options: RequestOptions,
+    machine: Machine,
+    source: Path | None = None,
+    also: Sequence[str] = (),
 ) -> tuple[Image, ...]:
     """The images that a request asks for, one per seed.
 
@@ -40,32 +43,44 @@ def images(
         options: What is asked for.
         machine: Where they shall be made.
         source: A picture that is enlarged; None: images begin from noise.
+        also: Names of further files of each image.
 
     Raises:
         RequestError: If the request is wrong; nothing was loaded or written.
     """
+    from hirescli.cli.app import say
     from hirescli.models.registry import card_of
     from hirescli.output.inputs import identified
+    from hirescli.planning.also import with_also
     from hirescli.planning.plan import make_plan
+    from hirescli.planning.print_size import parse_print
     from hirescli.units import parse_bytes
 
     if options.output == "":
         raise RequestError("output is empty; give a file name with -o, or leave it out")
-    limits = {
+    for name in also:
+        if _named_file(name) is None:
+            raise RequestError(f'--also "{name}" is no file name; write it like sea.jpg')
+    limits: dict[str, Any] = {
         "memory_bytes": None if options.memory is None else parse_bytes(options.memory),
         "host_memory_bytes": (
             None if options.host_memory is None else parse_bytes(options.host_memory)
         ),
     }
     recipes = tuple(map(identified, _recipes(options, source)))
-    outputs = [_output(options.output, recipe, several=len(recipes) > 1) for recipe in recipes]
-    return tuple(
-        Image(
-            make_plan(recipe, card_of(recipe), spill=options.spill, machine=machine, **limits),
-            output,
+    if options.print_ is not None:
+        say(parse_print(options.print_).said(), kind="note")
+    made = []
+    for asked in recipes:
+        output, *others = (
+            _output(name, asked, several=len(recipes) > 1) for name in (options.output, *also)
         )
-        for recipe, output in zip(recipes, outputs, strict=True)
-    )
+        recipe, files = with_also(asked, others)
+        plan = make_plan(
+            recipe, card_of(recipe), spill=options.spill, machine=machine, also=files, **limits
+        )
+        made.append(Image(plan, output))
+    return tuple(made)
 
 
 def _recipes(options: RequestOptions, source: Path | None) -> tuple[Recipe, ...]:
@@ -95,16 +110,21 @@ def _recipes(options: RequestOptions, source: Path | None) -> tuple[Recipe, ...]
 
 def _flags(options: RequestOptions, files: list[Mapping[str, Any]]) -> dict[str, Any]:
     """The flags; a suffix of `--output` says a format as `--format` does."""
-    from hirescli.planning.formats import check_held, format_for
+    from hirescli.planning.formats import FORMATS, check_held, format_for, layout_for
 
     if options.prompt == _STDIN:
         options = dataclasses.replace(options, prompt=prompt_from_stdin())
     flags = options.fragment()
     named = _named_file(options.output)
+    may_print = named is None or named.name.lower().endswith(FORMATS["print"].also_named)
+    if options.print_ is not None and may_print:
+        flags.setdefault("format", "print")
     if named is not None or "format" in flags:
         if (size := _size([*files, flags])) is not None:
             check_held(named, flags.get("format"), *size)  # names the limit where there is one
         flags["format"] = format_for(named, flags.get("format"))
+        layout = layout_for(named, flags.get("tile_layout"))
+        flags |= {} if layout is None else {"tile_layout": layout}
     return flags
 
 
@@ -130,10 +150,10 @@ def fitting(files: list[Mapping[str, Any]], flags: Mapping[str, Any]) -> list[Ma
     from hirescli.planning.formats import without_effect
 
     def useless(fragments: list[Mapping[str, Any]]) -> tuple[str, ...]:
-        said: dict[str, Any] = {"format": "tiff", "compression": "deflate"}
+        said: dict[str, Any] = {}
         for fragment in fragments:
             said |= {key: value for key, value in fragment.items() if value is not None}
-        return without_effect(said["format"], said["compression"])
+        return without_effect(said)
 
     dropped = useless([*files, flags])
     return [
@@ -202,8 +222,15 @@ def _default_size(fragments: list[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _named_file(output: str | None) -> Path | None:
-    """`--output` as a file, None if it names a folder or nothing."""
-    if output is None or output.endswith("/") or os.path.isdir(output):  # also for endless names
+    """`--output` as a file, None if it names a folder or nothing.
+
+    A folder of tiles is an output.
+    """
+    from hirescli.planning.formats import is_folder
+
+    if output is None or output.endswith("/"):
+        return None
+    if os.path.isdir(output) and not is_folder(Path(output)):  # also for endless names
         return None
     return Path(output)
 

@@ -8,14 +8,16 @@ from typing import Annotated
 import typer
 
 from hirescli.cli.generate import make
+from hirescli.cli.options.file import AlsoOptions
 from hirescli.cli.options.making import MakingOptions
 from hirescli.cli.options.request import RequestOptions, takes
 
 
-@takes(RequestOptions, MakingOptions)
+@takes(RequestOptions, MakingOptions, AlsoOptions)
 def upscale(
     request: RequestOptions,
     how: MakingOptions,
+    files: AlsoOptions,
     image: Annotated[
         Path,
         typer.Argument(
@@ -33,4 +35,4 @@ def upscale(
     it again. A --prompt that says what is in the picture helps. Everything else is as in
     `hires generate`.
     """
-    make(request, how, source=image)
+    make(request, how, source=image, also=files.also or ())

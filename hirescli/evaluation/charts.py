@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hirescli.evaluation.benchmark import ImageRun
     from hirescli.evaluation.decoding import Decode
     from hirescli.evaluation.gpu import Row
+    from hirescli.evaluation.outputs import OutputRun
 
 # Okabe and Ito's colours, without the yellow that is lost on white.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -56,7 +57,12 @@ _STYLE: Any = {
     "lines.linewidth": 2,
     "lines.markersize": 6,
 }
-_WAYS = {"plain": ("whole image", GREY), "banded": ("in bands", BLUE), "tiled": ("tiled", ORANGE)}
+_WAYS = {
+    "plain": ("whole image", GREY),
+    "banded": ("in bands", BLUE),
+    "tiled": ("tiled", ORANGE),
+    "made": ("measured", BLUE),
+}
 
 
 @contextmanager
@@ -180,6 +186,15 @@ def gpu_chart(path: Path, rows: Sequence[Row]) -> None:
             _lines(memory, its, peaks)
             _named(memory, f"{part}: peak memory", "GB", "side in px")
             _legend(memory)
+
+
+def outputs_chart(path: Path, runs: Sequence[OutputRun]) -> None:
+    """Time and peak memory of making each format from a spool."""
+    made = [run for run in runs if not run.note]
+    names = [f"{run.kind}, {run.size_px} px" for run in made]
+    seconds = {"made": [run.seconds for run in made]}
+    peaks = {"made": [run.peak_rss_bytes / _GB for run in made]}
+    _two_panels(path, "Outputs", names, seconds, peaks)
 
 
 def _two_panels(

@@ -7,7 +7,7 @@ not comment a JPEG; so these few records are made here and put in while it write
 
 References:
     W3C, "Portable Network Graphics (PNG) Specification (Third Edition)", 11.3.3 (iTXt).
-    ITU-T T.81, annex B (JPEG segments); JEITA CP-3451, "Exif" (UserComment).
+    ITU-T T.81, annex B (JPEG segments).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from hirescli.errors import RequestError
+from hirescli.output.exif import EXIF_HEAD, exif_data
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffFrame, TiffPage
@@ -40,7 +41,7 @@ _TIFF_TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16
 
 
 def png_chunks(*, recipe: str, parameters: str, xmp: bytes, recipe_key: str) -> bytes:
-    """The texts as iTXt chunks (UTF-8), to stand after IHDR."""
+    """The texts that are not empty as iTXt chunks (UTF-8), to stand after IHDR."""
     texts = {
         "parameters": parameters.encode(),
         recipe_key: recipe.encode(),
@@ -50,6 +51,7 @@ def png_chunks(*, recipe: str, parameters: str, xmp: bytes, recipe_key: str) -> 
         # keyword, NUL, not compressed (0, 0), no language, no translated keyword
         _png_chunk(b"iTXt", keyword.encode() + b"\0\0\0\0\0" + text)
         for keyword, text in texts.items()
+        if text
     )
 
 
@@ -63,14 +65,16 @@ def jpeg_head(*, dpi: float) -> bytes:
 def jpeg_segments(*, recipe: str, parameters: str, xmp: bytes, dpi: float) -> bytes:
     """The texts as Exif, XMP and comment segments, to stand after the JFIF head.
 
-    The recipe is always whole, in as many comments as it needs. The A1111 text must fit into
-    one Exif segment and is left out when it does not. Exif repeats the resolution of the JFIF
-    head: readers that find Exif without one assume 72 dpi.
+    The recipe is always whole, in as many comments as it needs. The A1111 text and XMP must fit
+    into one segment each and are left out when they do not. Exif repeats the resolution of the
+    JFIF head: readers that find Exif without one assume 72 dpi.
     """
-    exif = _exif(parameters, dpi=dpi)
+    exif = exif_data(parameters, dpi=dpi)
     if len(exif) > _SEGMENT_LIMIT:
-        exif = _exif("", dpi=dpi)
-    parts = [_segment(0xE1, exif), _segment(0xE1, _XMP_HEAD + xmp)]
+        exif = exif_data("", dpi=dpi)
+    parts = [_segment(0xE1, exif)]
+    if xmp and len(_XMP_HEAD + xmp) <= _SEGMENT_LIMIT:
+        parts.append(_segment(0xE1, _XMP_HEAD + xmp))
     parts += [_segment(0xFE, comment) for comment in _comments(recipe)]
     return b"".join(parts)
 
@@ -89,8 +93,8 @@ def jpeg_place(head: bytes) -> tuple[int, int] | None:
     return 2, 4 + int.from_bytes(head[4:6])
 
 
-def read_png(path: Path) -> tuple[int, int, list[str]]:
-    """Width, height and the texts of a PNG; no pixel is read.
+def read_png(path: Path) -> tuple[int, int, dict[str, str]]:
+    """Width, height and the texts of a PNG by their keywords; no pixel is read.
 
     Raises:
         RequestError: If the file is truncated or damaged.
@@ -102,18 +106,19 @@ def read_png(path: Path) -> tuple[int, int, list[str]]:
         if name != b"IHDR" or len(header) != 13:
             raise RequestError(f"{path} is damaged: it does not begin with a PNG header")
         width_px, height_px = struct.unpack(">II", header[:8])
-        texts = [_png_text(name, body) for name, body in chunks]
-    return width_px, height_px, [text for text in texts if text]
+        texts = dict(_png_text(name, body) for name, body in chunks)
+    return width_px, height_px, texts
 
 
-def read_jpeg(path: Path) -> tuple[int, int, list[str]]:
-    """Width, height and the comments of a JPEG; no pixel is read.
+def read_jpeg(path: Path) -> tuple[int, int, list[str], bytes]:
+    """Width, height, the comments and the Exif data of a JPEG; no pixel is read.
 
     Raises:
         RequestError: If the file is truncated or damaged.
     """
     size: tuple[int, int] | None = None
     comments: list[bytes] = []
+    exif = b""
     with path.open("rb") as file:
         file.seek(2)
         for marker, body in _jpeg_walk(file):
@@ -121,10 +126,12 @@ def read_jpeg(path: Path) -> tuple[int, int, list[str]]:
                 size = (int.from_bytes(body[3:5]), int.from_bytes(body[1:3]))
             elif marker == 0xFE:
                 comments.append(body)
+            elif marker == 0xE1 and body.startswith(EXIF_HEAD):
+                exif = exif or body
         _check_jpeg_end(file, path)
     if size is None:
         raise RequestError(f"{path} is damaged: it has no JPEG frame header")
-    return *size, _joined(comments)
+    return *size, _joined(comments), exif
 
 
 def tiff_end(tiff: TiffFile) -> int:
@@ -174,31 +181,31 @@ def _png_walk(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     _whole(file, 4)
 
 
-def _png_text(name: bytes, body: bytes) -> str:
-    rest = body.partition(b"\0")[2]
+def _png_text(name: bytes, body: bytes) -> tuple[str, str]:
+    """Keyword and text of a chunk; of another kind of chunk they are empty."""
+    keyword, _, rest = body.partition(b"\0")
+    key = keyword.decode("latin-1")
     if name == b"tEXt":
-        return rest.decode("latin-1")
-    if rest[:1] != b"\0":
-        return ""  # compressed: not ours
-    return rest[2:].split(b"\0", 2)[-1].decode(errors="replace")
+        return key, _latin_or_utf8(rest)
+    if name != b"iTXt" or len(rest) < 2:
+        return "", ""
+    text = rest[2:].split(b"\0", 2)[-1]
+    return key, (_inflated(text) if rest[0] else text).decode(errors="replace")
 
 
-def _exif(comment: str, *, dpi: float) -> bytes:
-    """Exif, which is a small TIFF: resolution, and a directory with UserComment."""
-    value = b"UNICODE\0" + comment.encode("utf-16-be")
-    # A directory: count of entries (2), 12 bytes an entry, offset of the next one (4).
-    exif_at = 8 + 2 + 4 * 12 + 4
-    rational_at = exif_at + 2 + 12 + 4
-    head = b"MM\0*" + struct.pack(">IH", 8, 4)
-    entries = (
-        struct.pack(">HHII", 0x011A, 5, 1, rational_at)  # XResolution
-        + struct.pack(">HHII", 0x011B, 5, 1, rational_at)  # YResolution
-        + struct.pack(">HHIHH", 0x0128, 3, 1, 2, 0)  # ResolutionUnit: inch
-        + struct.pack(">HHII", 0x8769, 4, 1, exif_at)  # the Exif directory
-    )
-    exif = struct.pack(">IHHHIII", 0, 1, 0x9286, 7, len(value), rational_at + 8, 0)
-    rational = struct.pack(">II", round(dpi * 1000), 1000)
-    return b"Exif\0\0" + head + entries + exif + rational + value
+def _latin_or_utf8(text: bytes) -> str:
+    """Latin-1 as the standard wants it, or the UTF-8 that some programs write in its place."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return text.decode("latin-1")
+
+
+def _inflated(data: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(data, _TEXT_LIMIT_BYTES)
+    except zlib.error:
+        return b""
 
 
 def _segment(marker: int, body: bytes) -> bytes:

@@ -1,30 +1,30 @@
-"""The finished file from the spool: tiled pyramidal BigTIFF, PNG or JPEG by libvips.
+"""Finished files from the spool: tiled pyramidal BigTIFF, PNG, JPEG and others, by libvips.
 
 libvips reads the spool from top to bottom and holds a few rows of tiles of every level, so
-memory grows with the picture's width, not its area. Levels of a pyramid wait for their place
-in the file: those above 100 MB of pixels (libvips's VIPS_DISC_THRESHOLD) in temporary files
-beside the spool, smaller ones in memory. libvips writes OUTPUT.partial; only a file that is
-whole and on the disk gets the final name.
+memory grows with the picture's width, not its area; only the encoders of WebP and AVIF hold the
+picture. Levels of a pyramid wait for their place in the file: those above 100 MB of pixels
+(libvips's VIPS_DISC_THRESHOLD) in temporary files beside the spool, smaller ones in memory.
+libvips writes OUTPUT.partial; only what is whole and on the disk gets the final name.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hirescli.errors import RunError
 from hirescli.events import FileWritten, Finalising, Listener
-from hirescli.output.metadata import describe
+from hirescli.output.places import discard, name, partial_path, settle, sha256_of
 from hirescli.output.savers import SAVERS, labelled
 from hirescli.output.spool import Spool
+from hirescli.output.texts import Texts, describe
 from hirescli.units import format_bytes
 
 if TYPE_CHECKING:
@@ -39,7 +39,14 @@ _LITTLE_ROOM_BYTES = 2**20
 
 @dataclass(frozen=True)
 class FinishedFile:
-    """A file under its final name."""
+    """An output under its final name.
+
+    Attributes:
+        path: The file, or folder.
+        bytes: Of all its files.
+        seconds: It took.
+        sha256: See `sha256_of`.
+    """
 
     path: Path
     bytes: int
@@ -52,60 +59,97 @@ def finalise(
     output: Path,
     *,
     recipe: Recipe,
+    also: Mapping[Path, Recipe] | None = None,
+    texts: Texts | None = None,
     overwrite: bool = False,
     listener: Listener | None = None,
 ) -> FinishedFile:
-    """Make the output from a complete 8-bit spool. The spool stays.
+    """Make the output, and further files, from a complete spool. The spool stays.
+
+    All are whole before the first gets its name, and the output gets its own last: where it
+    stands, all do.
 
     Args:
-        spool_path: A spool of `Spool.create` with 8 bits.
+        spool_path: A spool of `Spool.create` with at least the bits of each recipe.
         output: The final name; its bytes depend on the spool and the recipe only.
-        recipe: Says format, tiles, compression, quality, dpi and what is embedded.
-        overwrite: Whether an existing output is replaced.
-        listener: Hears `Finalising` and `FileWritten`.
+        recipe: Says format, tiles, compression, quality, bits, dpi and what is embedded.
+        also: Further files, each with its recipe.
+        texts: What is embedded in each; None: what `describe` says of its recipe.
+        overwrite: Whether existing files of these names are replaced.
+        listener: Hears `Finalising` and `FileWritten` for each.
 
     Raises:
-        RunError: If the disk is full, libvips fails or the output exists. Nothing stands under
-            the final name then that did not stand there before, and OUTPUT.partial is gone.
+        RunError: If the disk is full, libvips fails or an output exists. Nothing stands under
+            the output's name then that did not stand there before, and no partial file is left.
     """
+    files = {**(also or {}), output: recipe}
+    return finalise_all(spool_path, files, texts=texts, overwrite=overwrite, listener=listener)[-1]
+
+
+def finalise_all(
+    spool_path: Path,
+    files: Mapping[Path, Recipe],
+    *,
+    texts: Texts | None = None,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> tuple[FinishedFile, ...]:
+    """The same for files that are equals: each gets its name when all are whole, in order."""
+    tell: Listener = listener or (lambda event: None)
+    made: dict[Path, tuple[int, float]] = {}
+    try:
+        for path, own in files.items():
+            tell(Finalising(path=path, format=own.format))
+            began = time.monotonic()
+            file_bytes = _made(spool_path, path, own, texts)
+            made[path] = file_bytes, time.monotonic() - began
+        finished = []
+        for path in files:
+            finished.append(_named(path, spool_path, *made[path], overwrite=overwrite))
+            seconds = finished[-1].seconds
+            tell(FileWritten(path=path, bytes=finished[-1].bytes, seconds=seconds))
+        return tuple(finished)
+    finally:
+        for path in files:
+            discard(partial_path(path))
+
+
+def _made(spool_path: Path, output: Path, recipe: Recipe, texts: Texts | None) -> int:
+    """Write a partial file, whole and on the disk; returns its bytes."""
     import pyvips
 
-    tell: Listener = listener or (lambda event: None)
-    tell(Finalising(path=output, format=recipe.format))
-    started = time.monotonic()
     partial = partial_path(output)
-    _discard(partial)
+    discard(partial)
     try:
-        _write(spool_path, partial, recipe)
-        file_bytes, sha256 = _settle(partial)
-        _name(partial, output, spool_path, overwrite=overwrite)
-        _sync_folder(output.parent)
+        _write(spool_path, partial, recipe, texts)
+        return settle(partial)
     except (OSError, pyvips.Error) as error:
         raise _failed(output, spool_path, error) from error
-    finally:
-        _discard(partial)
-    seconds = time.monotonic() - started
-    tell(FileWritten(path=output, bytes=file_bytes, seconds=seconds))
+
+
+def _named(
+    output: Path, spool_path: Path, file_bytes: int, seconds: float, *, overwrite: bool
+) -> FinishedFile:
+    try:
+        name(partial_path(output), output, spool_path, overwrite=overwrite)
+        sha256 = sha256_of(output)
+    except OSError as error:
+        raise _failed(output, spool_path, error) from error
     return FinishedFile(path=output, bytes=file_bytes, seconds=seconds, sha256=sha256)
 
 
-def partial_path(output: Path) -> Path:
-    """Where an output grows before it gets its name."""
-    return output.with_name(output.name + ".partial")
-
-
-def _write(spool_path: Path, partial: Path, recipe: Recipe) -> None:
+def _write(spool_path: Path, partial: Path, recipe: Recipe, texts: Texts | None) -> None:
     import pyvips
 
     with Spool.open(spool_path) as spool:
-        assert spool.bits == 8, f"outputs are made from 8-bit spools, {spool_path} has 16"
+        assert spool.bits >= recipe.bits, f"{recipe.bits} bits of a spool of {spool.bits}"
     # Nothing is asked of libvips twice, and its cache would hold files open.
     pyvips.cache_set_max(0)
     pyvips.concurrency_set(min(os.cpu_count() or 1, _MOST_THREADS))
     image = labelled(spool_path, recipe)
-    texts = describe(recipe) if recipe.metadata else None
+    said = (texts or describe(recipe)) if recipe.metadata else None
     with _temporary_files_in(spool_path.parent):
-        _interruptible(lambda: SAVERS[recipe.format](image, partial, recipe, texts), image)
+        _interruptible(lambda: SAVERS[recipe.format](image, partial, recipe, said), image)
 
 
 @contextlib.contextmanager
@@ -150,51 +194,6 @@ def _interruptible(save: Callable[[], None], image: pyvips.Image) -> None:
         raise
     if failures:
         raise failures.pop()  # a list that still held it would keep the file open in a cycle
-
-
-def _settle(partial: Path) -> tuple[int, str]:
-    """Bring the file to the disk and hash it while its pages are still in memory."""
-    with partial.open("r+b") as file:
-        os.fsync(file.fileno())
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return os.fstat(file.fileno()).st_size, sha256
-
-
-def _name(partial: Path, output: Path, spool_path: Path, *, overwrite: bool) -> None:
-    """Give the whole file its name, atomically; without `overwrite` only if the name is free."""
-    if not overwrite:
-        try:
-            os.link(partial, output)  # unlike renaming, it never replaces
-        except OSError as error:
-            # Also where a file system has no hard links, or the name is a link to nothing.
-            if output.exists():
-                raise RunError(
-                    f"output {output} appeared during the run and is not replaced; move it away"
-                    f" or use --overwrite, and run again; the picture is still in {spool_path}"
-                ) from error
-        else:
-            partial.unlink()
-            return
-    os.replace(partial, output)
-
-
-def _discard(partial: Path) -> None:
-    """Remove what there is, and free its disk even while libvips still holds it open."""
-    if partial.exists() and partial.stat().st_nlink == 1:  # not if it is the output already
-        with contextlib.suppress(OSError):
-            os.truncate(partial, 0)
-    partial.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Without this a power cut can undo the renaming."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _failed(output: Path, spool_path: Path, error: Exception) -> RunError:

@@ -1,46 +1,32 @@
-"""What an output says about itself: recipe, A1111 text, XMP; and reading it back.
+"""Reading back what a picture says about itself: size, levels, recipe, A1111's text.
 
-The recipe travels as JSON: in a TIFF as ImageDescription, in a PNG as a text chunk, in a JPEG
-as comments. Headers are read by tifffile or by a walk over chunks: Pillow refuses to open
-what is above its limit against decompression bombs, and our own outputs are.
-
-References:
-    IPTC, "Guidance on using IPTC photo metadata for generated images" (digital source type).
-    Adobe, "XMP Specification Part 1".
+Headers are read by tifffile or by a walk over chunks, those of WebP and AVIF by libvips: Pillow
+refuses to open what is above its limit against decompression bombs, and our own outputs are.
 """
 
 from __future__ import annotations
 
 import codecs
-import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import escape
 
 from hirescli.errors import RequestError
 from hirescli.output.containers import JPEG_START, PNG_START, read_jpeg, read_png, tiff_end
+from hirescli.output.exif import read_user_comment
+from hirescli.output.parameters import read_parameters
 from hirescli.output.quiet import tifffile_silent
-from hirescli.recipe import Recipe, read_json_fragment, read_recipe_file
+from hirescli.output.texts import embedded, recipe_in_xmp
+from hirescli.output.tile_folder import TileFolder, read_tiles
+from hirescli.recipe import read_recipe_file
 
 if TYPE_CHECKING:
     from tifffile import TiffFile
 
-RECIPE_KEY = "hires_recipe"
-DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-# A JPEG segment ends at 64 KiB and XMP must fit into one; the recipe holds the whole prompt.
-_DESCRIPTION_LIMIT = 2000
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_TEXT_LIMIT_BYTES = 16 * 2**20
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What is embedded in one output; everything is a function of the recipe."""
-
-    recipe: str
-    parameters: str
-    xmp: bytes
+_HEAD_BYTES = 4096
+_KNOWN = "TIFF, PNG, JPEG, WebP, AVIF, tiles"
 
 
 @dataclass(frozen=True)
@@ -48,9 +34,11 @@ class ImageFacts:
     """What a file says about itself without its pixels being read.
 
     Attributes:
-        format: "tiff", "png" or "jpeg".
+        format: "tiff", "png", "jpeg", "webp", "avif" or "tiles".
+        bytes: Of the file, of tiles all together.
         levels: Levels of the pyramid, 1 without one.
         recipe: The embedded recipe as a fragment; None when there is none.
+        parameters_text: The A1111 text; "" when there is none.
     """
 
     path: Path
@@ -60,55 +48,16 @@ class ImageFacts:
     bytes: int
     levels: int
     recipe: dict[str, Any] | None
+    parameters_text: str = ""
 
-
-def describe(recipe: Recipe) -> Texts:
-    """The texts that an output of this recipe carries."""
-    wrapped = {RECIPE_KEY: json.loads(recipe.to_json())}
-    # ASCII with escapes: TIFF's ImageDescription is defined as 7-bit.
-    text = json.dumps(wrapped, sort_keys=True, ensure_ascii=True)
-    return Texts(recipe=text, parameters=parameters_text(recipe), xmp=xmp_packet(recipe))
-
-
-def parameters_text(recipe: Recipe) -> str:
-    """The `parameters` text that A1111's web interface and its many readers understand."""
-    said = {
-        "Steps": recipe.steps,
-        "Sampler": recipe.scheduler,
-        "CFG scale": recipe.guidance_scale,
-        "Seed": recipe.seed,
-        "Size": f"{recipe.width_px}x{recipe.height_px}",
-        "Model": recipe.model,
-        "Version": "hires",
-    }
-    last = ", ".join(f"{key}: {value}" for key, value in said.items() if value is not None)
-    negative = [f"Negative prompt: {recipe.negative_prompt}"] if recipe.negative_prompt else []
-    return "\n".join([recipe.prompt, *negative, last])
-
-
-def xmp_packet(recipe: Recipe) -> bytes:
-    """XMP that declares the picture as made by a trained model, with the prompt as caption."""
-    caption = escape(recipe.prompt[:_DESCRIPTION_LIMIT])
-    return (
-        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
-        '<x:xmpmeta xmlns:x="adobe:ns:meta/">\n'
-        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">\n'
-        '<rdf:Description rdf:about=""\n'
-        ' xmlns:dc="http://purl.org/dc/elements/1.1/"\n'
-        ' xmlns:xmp="http://ns.adobe.com/xap/1.0/"\n'
-        ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">\n'
-        f"<Iptc4xmpExt:DigitalSourceType>{DIGITAL_SOURCE_TYPE}"
-        "</Iptc4xmpExt:DigitalSourceType>\n"
-        "<xmp:CreatorTool>hires</xmp:CreatorTool>\n"
-        '<dc:description><rdf:Alt><rdf:li xml:lang="x-default">'
-        f"{caption}</rdf:li></rdf:Alt></dc:description>\n"
-        "</rdf:Description>\n</rdf:RDF>\n</x:xmpmeta>\n"
-        '<?xpacket end="r"?>'
-    ).encode()
+    @property
+    def parameters(self) -> dict[str, Any] | None:
+        """What the A1111 text says, see `read_parameters`; None when it is none."""
+        return read_parameters(self.parameters_text)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read the recipe from an output (TIFF, PNG, JPEG) or from a recipe written as JSON.
+    """Read the recipe from an output or from a recipe written as JSON.
 
     Returns:
         A fragment for `Recipe.from_fragments`.
@@ -116,11 +65,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         RequestError: If the file is missing, damaged, or holds no recipe of ours.
     """
-    head = _head(path)
-    if not _is_image(head):
-        if not _may_be_json(head):
-            raise _unknown(path)
-        return read_recipe_file(path)
+    if not path.is_dir():
+        head = _head(path)
+        if _kind(head) is None:
+            if not _may_be_json(head):
+                raise _unknown(path)
+            return read_recipe_file(path)
     recipe = inspect(path).recipe
     if recipe is None:
         raise RequestError(
@@ -131,19 +81,17 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def inspect(path: Path) -> ImageFacts:
-    """Read a picture's size and recipe without reading its pixels.
+    """Read a picture's size and what it says about itself, without reading its pixels.
 
     Raises:
-        RequestError: If the file is missing, truncated, or no TIFF, PNG or JPEG.
+        RequestError: If the file is missing, truncated, or of no format of ours.
     """
-    head = _head(path)
     try:
-        if head.startswith(_TIFF_STARTS):
-            return _inspect_tiff(path)
-        if head.startswith(PNG_START):
-            return _facts(path, "png", *read_png(path))
-        if head.startswith(JPEG_START):
-            return _facts(path, "jpeg", *read_jpeg(path))
+        if path.is_dir():
+            return _inspect_tiles(path)
+        kind = _kind(_head(path))
+        if kind is not None:
+            return _INSPECT[kind](path)
     except RequestError:
         raise
     except Exception as error:  # damaged files: tifffile raises errors of many kinds
@@ -152,7 +100,7 @@ def inspect(path: Path) -> ImageFacts:
 
 
 def _unknown(path: Path) -> RequestError:
-    return RequestError(f"{path} is no TIFF, PNG, JPEG or recipe; give a file that hires made")
+    return RequestError(f"{path} is no {_KNOWN} or recipe; give a file that hires made")
 
 
 def _may_be_json(head: bytes) -> bool:
@@ -160,14 +108,25 @@ def _may_be_json(head: bytes) -> bool:
     return not text or text.startswith(b"{")
 
 
-def _is_image(head: bytes) -> bool:
-    return head.startswith((*_TIFF_STARTS, PNG_START, JPEG_START))
+def _kind(head: bytes) -> str | None:
+    """The format by the first bytes; None: no picture of ours."""
+    if head.startswith(_TIFF_STARTS):
+        return "tiff"
+    if head.startswith(PNG_START):
+        return "png"
+    if head.startswith(JPEG_START):
+        return "jpeg"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head[4:8] == b"ftyp" and b"avif" in head[8:64]:
+        return "avif"
+    return "tiles" if b"schemas.microsoft.com/deepzoom" in head else None
 
 
 def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(16)
+            return file.read(_HEAD_BYTES)
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}; check the name") from error
 
@@ -177,27 +136,106 @@ def _inspect_tiff(path: Path) -> ImageFacts:
 
     with tifffile_silent(), TiffFile(path) as tiff:
         first = tiff.pages.first
-        size_bytes, end = path.stat().st_size, tiff_end(tiff)
-        if end > size_bytes:
-            raise RequestError(
-                f"{path} is truncated: {size_bytes} bytes of {end}; take a whole copy"
-            )
-        width_px, height_px = int(first.shape[1]), int(first.shape[0])
-        return _facts(path, "tiff", width_px, height_px, [first.description], _levels(tiff))
+        _check_whole(path, tiff_end(tiff))
+        width_px, height_px = int(first.imagewidth), int(first.imagelength)
+        return _facts(path, "tiff", width_px, height_px, [first.description], levels=_levels(tiff))
 
 
 def _levels(tiff: TiffFile) -> int:
-    """The first page and those after it that are marked as reduced (NewSubfileType, bit 0)."""
+    """The first page and those that are marked as reduced (NewSubfileType, bit 0), or below it."""
     from tifffile import TiffPage
 
     later = [page for page in list(tiff.pages)[1:] if isinstance(page, TiffPage)]
-    return 1 + len([page for page in later if int(page.subfiletype) & 1])
+    below = len(tiff.pages.first.subifds or ())
+    return 1 + below + len([page for page in later if int(page.subfiletype) & 1])
+
+
+def _inspect_png(path: Path) -> ImageFacts:
+    width_px, height_px, texts = read_png(path)
+    recipes, parameters = list(texts.values()), texts.get("parameters", "")
+    return _facts(path, "png", width_px, height_px, recipes, parameters)
+
+
+def _inspect_jpeg(path: Path) -> ImageFacts:
+    width_px, height_px, comments, exif = read_jpeg(path)
+    return _facts(path, "jpeg", width_px, height_px, comments, read_user_comment(exif))
+
+
+def _inspect_webp(path: Path) -> ImageFacts:
+    with path.open("rb") as file:
+        # "RIFF", and how many bytes follow: the rest of the file.
+        _check_whole(path, 8 + struct.unpack("<4xI", file.read(8))[0])
+    return _inspect_by_vips(path, "webp", "webpload_source")
+
+
+def _inspect_avif(path: Path) -> ImageFacts:
+    """An AVIF, whose boxes say how long they are."""
+    size_bytes, end = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while end < size_bytes:
+            file.seek(end)
+            head = file.read(16).ljust(16, b"\0")
+            length = int.from_bytes(head[:4])
+            length = int.from_bytes(head[8:16]) if length == 1 else length or size_bytes - end
+            if length < 8:
+                raise RequestError(
+                    f"{path} is damaged: a box of {length} bytes; take a whole copy"
+                )
+            end += length
+    _check_whole(path, end)
+    return _inspect_by_vips(path, "avif", "heifload_source")
+
+
+def _inspect_by_vips(path: Path, kind: str, loader: str) -> ImageFacts:
+    import pyvips
+
+    pyvips.cache_set_max(0)
+    image = getattr(pyvips.Image, loader)(pyvips.Source.new_from_file(str(path)))
+    xmp, exif = (
+        image.get(name) if image.get_typeof(name) else b"" for name in ("xmp-data", "exif-data")
+    )
+    recipe = recipe_in_xmp(bytes(xmp))
+    return _facts(path, kind, image.width, image.height, [recipe], read_user_comment(bytes(exif)))
+
+
+def _inspect_tiles(path: Path) -> ImageFacts:
+    found: TileFolder | None = read_tiles(path)
+    if found is None:
+        raise _unknown(path)
+    recipe, parameters = embedded(found.sidecar, source=str(path)), found.parameters
+    return ImageFacts(
+        path, "tiles", found.width_px, found.height_px, found.bytes, found.levels, recipe,
+        parameters,
+    )  # fmt: skip
+
+
+_INSPECT = {
+    "tiff": _inspect_tiff,
+    "png": _inspect_png,
+    "jpeg": _inspect_jpeg,
+    "webp": _inspect_webp,
+    "avif": _inspect_avif,
+    "tiles": _inspect_tiles,
+}
+
+
+def _check_whole(path: Path, end: int) -> None:
+    size_bytes = path.stat().st_size
+    if end > size_bytes:
+        raise RequestError(f"{path} is truncated: {size_bytes} bytes of {end}; take a whole copy")
 
 
 def _facts(
-    path: Path, kind: str, width_px: int, height_px: int, texts: list[str], levels: int = 1
+    path: Path,
+    kind: str,
+    width_px: int,
+    height_px: int,
+    texts: list[str],
+    parameters: str = "",
+    *,
+    levels: int = 1,
 ) -> ImageFacts:
-    recipes = [_embedded(text, source=str(path)) for text in texts]
+    recipes = [embedded(text, source=str(path)) for text in texts]
     return ImageFacts(
         path=path,
         format=kind,
@@ -206,12 +244,5 @@ def _facts(
         bytes=path.stat().st_size,
         levels=levels,
         recipe=next((recipe for recipe in recipes if recipe is not None), None),
+        parameters_text=parameters,
     )
-
-
-def _embedded(text: str, *, source: str) -> dict[str, Any] | None:
-    """The recipe in one text of a file, if it is one; other programs' texts are not."""
-    if not text.startswith(f'{{"{RECIPE_KEY}"') or len(text) > _TEXT_LIMIT_BYTES:
-        return None
-    fragment = read_json_fragment(text, source=source).get(RECIPE_KEY)
-    return fragment if isinstance(fragment, dict) else None

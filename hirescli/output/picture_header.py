@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hirescli.errors import RequestError
 from hirescli.output.containers import JPEG_START, PNG_START, read_jpeg, read_png
 from hirescli.output.tiff_page import largest_page
+from hirescli.output.zstd_tiff import has_zstd
 
 if TYPE_CHECKING:
     import pyvips
@@ -50,6 +51,7 @@ class Header:
         alpha: Whether the channel behind the colours is alpha.
         orientation: Of EXIF, 1 to 8.
         bits: Per sample, as stored.
+        zstd_page: The page of a TIFF with zstd, which libvips from its wheel does not decode.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Header:
     alpha: bool
     orientation: int
     bits: int
+    zstd_page: int | None = None
 
 
 def read_header(path: Path, *, most_px: int = MOST_PX) -> Header:
@@ -72,9 +75,10 @@ def read_header(path: Path, *, most_px: int = MOST_PX) -> Header:
             picture of a known format, animated, of unknown channels, or too large.
     """
     kind = _kind(path)
-    page, alpha = 0, None
+    page, alpha, zstd_page = 0, None, None
     if kind == "tiff":
         page, alpha = largest_page(path, most_held_px=_MOST_HELD_PX)
+        zstd_page = page if has_zstd(path, page) else None
     elif kind == "png":
         read_png(path)  # for truncated files: its chunks are walked to the end mark
         _refuse_animated_png(path)
@@ -92,6 +96,7 @@ def read_header(path: Path, *, most_px: int = MOST_PX) -> Header:
         alpha=image.bands > colours if alpha is None else alpha,
         orientation=orientation if 1 <= orientation <= 8 else 1,
         bits=int(_field(image, "bits-per-sample", _BITS[image.format])),
+        zstd_page=zstd_page,
     )
 
 

@@ -34,10 +34,12 @@ from hirescli.output.picture_header import (
     naming,
     read_header,
 )
-from hirescli.output.spool import Spool, quantise
+from hirescli.output.spool import Bits, Spool, quantise
 from hirescli.output.turning import TURNS, turn, turned_size
+from hirescli.output.zstd_tiff import zstd_rows
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyvips
     from numpy.typing import NDArray
 
@@ -81,8 +83,10 @@ def look(path: str | Path, *, most_px: int | None = None) -> PictureFacts:
     return _facts(_header(path, most_px))
 
 
-def to_spool(path: str | Path, spool_path: Path, *, most_px: int | None = None) -> PictureFacts:
-    """Write a picture as an upright 16-bit sRGB spool.
+def to_spool(
+    path: str | Path, spool_path: Path, *, most_px: int | None = None, bits: Bits = 16
+) -> PictureFacts:
+    """Write a picture as an upright sRGB spool.
 
     A picture that is stored lying or mirrored takes the room of two spools while it is turned.
 
@@ -90,6 +94,7 @@ def to_spool(path: str | Path, spool_path: Path, *, most_px: int | None = None) 
         path: A local file.
         spool_path: The spool; an older file of that name is replaced.
         most_px: The most pixels allowed; None: `MOST_PX`, 2**30.
+        bits: Of the spool; 8 bits of a picture come out as they are, or 257 times as large.
 
     Returns:
         As `look`.
@@ -103,10 +108,10 @@ def to_spool(path: str | Path, spool_path: Path, *, most_px: int | None = None) 
     turns = header.orientation in TURNS
     stored = spool_path.with_name(spool_path.name + ".stored") if turns else spool_path
     try:
-        with _created(stored, header.image.width, header.image.height) as spool:
+        with _created(stored, header.image.width, header.image.height, bits) as spool:
             _write(header, spool)
             if turns:
-                with _created(spool_path, facts.width_px, facts.height_px) as upright:
+                with _created(spool_path, facts.width_px, facts.height_px, bits) as upright:
                     turn(spool, upright, header.orientation)
                     upright.flush()
     except BaseException:
@@ -177,8 +182,8 @@ def _facts(header: Header) -> PictureFacts:
     )
 
 
-def _created(path: Path, width_px: int, height_px: int) -> Spool:
-    return Spool.create(path, width_px=width_px, height_px=height_px, bits=16)
+def _created(path: Path, width_px: int, height_px: int, bits: Bits = 16) -> Spool:
+    return Spool.create(path, width_px=width_px, height_px=height_px, bits=bits)
 
 
 def _write(header: Header, spool: Spool) -> None:
@@ -186,10 +191,11 @@ def _write(header: Header, spool: Spool) -> None:
     above_white = 0
     try:
         with naming(header.path):
-            for y0, rows in _bands(_srgb(header.image, alpha=header.alpha)):
+            for y0, rows in _rows(header):
                 if rows.dtype.kind == "f":
                     above_white += int((rows.max(axis=2) > 1).sum())
-                spool.write_rows(y0, _levels(rows))
+                levels = _levels(rows)
+                spool.write_rows(y0, _eight_bits(levels) if spool.bits == 8 else levels)
     except NotFiniteError as error:
         raise RequestError(
             f"{header.path} holds NaN or infinity; save it with levels from 0 to 1"
@@ -200,6 +206,13 @@ def _write(header: Header, spool: Spool) -> None:
             " their white, or save it with 8 or 16 bits"
         )
     spool.flush()
+
+
+def _rows(header: Header) -> Iterator[tuple[int, NDArray[Any]]]:
+    """First row and rows as stored, in sRGB."""
+    if header.zstd_page is not None:
+        return zstd_rows(header.path, header.zstd_page)
+    return _bands(_srgb(header.image, alpha=header.alpha))
 
 
 def _bands(image: pyvips.Image) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -231,11 +244,18 @@ def _levels(rows: NDArray[Any]) -> NDArray[Any]:
     return np.repeat(rows, 3, axis=2) if rows.shape[2] == 1 else rows
 
 
+def _eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Levels of 16 bits rounded to 8: 65535 is 257 * 255."""
+    import numpy as np
+
+    return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
 def _srgb(image: pyvips.Image, *, alpha: bool) -> pyvips.Image:
     """Grey or RGB of sRGB: 8 or 16 bits, or floats from 0 to 1."""
     colours = COLOUR_CHANNELS[image.interpretation]
     made = image.extract_band(0, n=colours) if image.bands > colours else image
-    if colours == 4 or image.get_typeof("icc-profile-data"):
+    if colours == 4 or (image.get_typeof("icc-profile-data") and not has_own_profile(image)):
         made = _by_profile(made)
     if not alpha:
         return made
@@ -246,6 +266,16 @@ def _srgb(image: pyvips.Image, *, alpha: bool) -> pyvips.Image:
         return mixed
     # 16 bits: of 8, partly transparent colours would lose some.
     return (mixed * (65535 / white)).rint().cast("ushort")
+
+
+def has_own_profile(image: pyvips.Image) -> bool:
+    """Whether the embedded profile is the one that outputs carry, and nothing is to be changed."""
+    import pyvips
+
+    if not image.get_typeof("icc-profile-data"):
+        return False
+    own = pyvips.Operation.call("profile_load", "srgb")
+    return bytes(image.get("icc-profile-data")) == bytes(own)
 
 
 def _by_profile(image: pyvips.Image) -> pyvips.Image:

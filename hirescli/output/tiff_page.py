@@ -40,6 +40,8 @@ def largest_page(path: Path, *, most_held_px: int) -> tuple[int, bool]:
     try:
         with tifffile_silent(), TiffFile(path) as tiff:
             pages = [page for page in tiff.pages if isinstance(page, TiffPage)]
+            if not pages:
+                raise RequestError(f"{path} is truncated: it has no pages; take a whole copy")
             end, size_bytes = tiff_end(tiff), path.stat().st_size
     except RequestError:
         raise

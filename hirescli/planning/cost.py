@@ -9,6 +9,7 @@ from hirescli.planning.card import Card
 from hirescli.planning.cascade import Stage
 from hirescli.planning.compose import controlled, dilated, unpooled
 from hirescli.planning.machine import BUS_BYTES_PER_SECOND, DISK_BYTES_PER_SECOND
+from hirescli.planning.output_cost import written_bytes
 from hirescli.planning.passes import Schedule, Store
 from hirescli.planning.schedule import CPU_WORK_BYTES, BudgetError, make_schedule
 from hirescli.planning.tiling import Tiling, tiled_schedule
@@ -42,12 +43,7 @@ _EDGE_BYTES = 48
 _CUDA_BYTES = 600 * 10**6
 # Of a GPU in bfloat16: an order of magnitude, since none has been measured.
 _GPU_FLOPS_PER_SECOND = 5e13
-_SPOOL_BYTES = {"between": 2, "last": 1}  # per channel: 16 bits between stages, 8 at the end
-# Largest output for a spool of 1: a pyramid adds 1/4 + 1/16 + ... = 1/3; noise hardly packs.
-_PYRAMID = 4 / 3
-# JPEG of plain noise by quality; above 85 colour is kept at full resolution. Measured on
-# uniform noise: 0.25 at 85, 0.81 at 95, 1.37 at 100.
-_JPEG_PER_SPOOL = ((85, 0.5), (95, 1.0), (100, 2.0))
+_SPOOL_BYTES = 2  # per channel between stages; the last spool has the bits of the output
 
 
 @dataclass(frozen=True)
@@ -447,21 +443,24 @@ def denoiser_calls_per_step(stage: Stage) -> int:
     return 2 if stage.guidance_scale > 1 else 1
 
 
-def disk_bytes(costs: Sequence[StageCost], card: Card, recipe: Recipe) -> int:
+def disk_bytes(
+    costs: Sequence[StageCost], card: Card, recipe: Recipe, also: Sequence[Recipe] = ()
+) -> int:
     """Largest use of disk by the run directory and the output; spilled values come on top.
 
     The last spool is allocated before the first stage and stays until the output stands.
     Beside it live a stage's records and snapshots and the spools of it and of the stage before,
-    or, after these, the output.
+    or, after these, the output and all further files (`also`: their recipes).
     """
     *before, last = (cost.stage.width_px * cost.stage.height_px * _CHANNELS for cost in costs)
-    last_spool = last * _SPOOL_BYTES["last"]
-    spools = [px * _SPOOL_BYTES["between"] for px in before]
+    last_spool = last * recipe.bits // 8
+    spools = [px * _SPOOL_BYTES for px in before]
     pairs = [a + b for a, b in zip([0, *spools], [*spools, 0], strict=True)]
     working = [
         pair + journal_bytes(cost, card, recipe) for pair, cost in zip(pairs, costs, strict=True)
     ]
-    return last_spool + _given_bytes(recipe) + max(*working, output_bytes(recipe))
+    written = sum(map(written_bytes, (recipe, *also)))
+    return last_spool + _given_bytes(recipe) + max(*working, written)
 
 
 def journal_bytes(cost: StageCost, card: Card, recipe: Recipe) -> int:
@@ -485,17 +484,7 @@ def _given_bytes(recipe: Recipe) -> int:
     """Spools of the pictures that a recipe names, each beside a smaller one."""
     pictures = [*recipe.controls, recipe.init_image, recipe.source]
     sizes_px = ((p.width_px or 0) * (p.height_px or 0) for p in pictures if p is not None)
-    return sum(2 * px * _CHANNELS * _SPOOL_BYTES["between"] for px in sizes_px)
-
-
-def output_bytes(recipe: Recipe) -> int:
-    """Largest size of the finished file."""
-    spool = recipe.width_px * recipe.height_px * _CHANNELS * _SPOOL_BYTES["last"]
-    jpeg = next(ratio for quality, ratio in _JPEG_PER_SPOOL if recipe.quality <= quality)
-    if recipe.format != "tiff":
-        return int(spool * {"png": 1.0, "jpeg": jpeg}[recipe.format])
-    packed = max(1.0, jpeg) if recipe.compression == "jpeg" else 1.0
-    return int(spool * _PYRAMID * packed)
+    return sum(2 * px * _CHANNELS * _SPOOL_BYTES for px in sizes_px)
 
 
 def dtype_bytes(recipe: Recipe) -> int:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from hirescli.errors import RequestError
 from hirescli.recipe import Recipe
 from hirescli.units import format_bytes
 
-FormatName = Literal["tiff", "png", "jpeg"]
+FormatName = Literal["tiff", "png", "jpeg", "webp", "avif", "tiles", "print"]
 _SLUG_BYTES = 60
 _HASH_DIGITS = 8
 
@@ -26,29 +27,58 @@ class Format:
         name: As in a recipe.
         suffixes: Lower case, the usual one first.
         max_side_px: Longest side that files or libvips can hold.
-        max_bytes: Largest file, None without a limit that matters.
-        written: Whether this version writes it.
+        takes: Choices of a recipe that say something in it, among `_CHOICES`.
+        max_bytes: Most bytes of pixels, None without a limit that matters.
+        bits: Bits of a sample that it holds.
+        also_named: Suffixes that mean another format unless this one is asked for in words.
     """
 
     name: str
     suffixes: tuple[str, ...]
     max_side_px: int
+    takes: tuple[str, ...] = ()
     max_bytes: int | None = None
-    written: bool = True
+    bits: tuple[int, ...] = (8,)
+    also_named: tuple[str, ...] = ()
 
 
+# Choices that say something in some formats only, and in which.
+_CHOICES = {
+    "compression": "tiff",
+    "pyramid": "tiff",
+    "tile_px": "tiff and tiles",
+    "tile_layout": "tiles",
+    "tile_format": "tiles",
+    "quality": "jpeg, webp, avif, or tiff and tiles with jpeg inside,",
+}
+_ANY_SIDE_PX = 2**31 - 1
 FORMATS = {
     fmt.name: fmt
     for fmt in (
-        Format("tiff", (".tif", ".tiff"), 2**31 - 1),  # BigTIFF: no limit of 4 GB
-        Format("png", (".png",), 2**31 - 1),
-        Format("jpeg", (".jpg", ".jpeg"), 65_500),  # libvips' limit; the format's is 65,535
-        Format("webp", (".webp",), 16_383, written=False),
-        Format("avif", (".avif",), 16_384, 5 * 10**9, written=False),
+        # BigTIFF: no limit of 4 GB.
+        Format(
+            "tiff", (".tif", ".tiff"), _ANY_SIDE_PX, ("compression", "pyramid", "tile_px"),
+            bits=(8, 16),
+        ),
+        Format("png", (".png",), _ANY_SIDE_PX, bits=(8, 16)),
+        # libvips' limit; the format's is 65,535.
+        Format("jpeg", (".jpg", ".jpeg"), 65_500, ("quality",)),
+        Format("webp", (".webp",), 16_383, ("quality",)),
+        Format("avif", (".avif",), 16_384, ("quality",)),
+        Format(
+            "tiles", (".dzi", ".zoomify", ".iiif"), _ANY_SIDE_PX,
+            ("tile_px", "tile_layout", "tile_format"), bits=(8, 16),
+        ),
+        # Classic TIFF ends at 4 GiB, and LZW makes noise 1.37 times as large (measured).
+        Format(
+            "print", (".print.tif", ".print.tiff"), _ANY_SIDE_PX, max_bytes=3 * 10**9,
+            also_named=(".tif", ".tiff"),
+        ),
     )
-}
+}  # fmt: skip
 DEFAULT_FORMAT: FormatName = "tiff"
-_WRITTEN = [fmt for fmt in FORMATS.values() if fmt.written]
+_LAYOUTS = {".dzi": "dz", ".zoomify": "zoomify", ".iiif": "iiif3"}
+_FOLDERS = (".zoomify", ".iiif")
 
 
 def format_for(path: Path | None, stated: str | None = None) -> FormatName:
@@ -59,16 +89,42 @@ def format_for(path: Path | None, stated: str | None = None) -> FormatName:
         stated: A format given in words, or None.
 
     Raises:
-        RequestError: If either is unknown or not written by this version, or both disagree.
+        RequestError: If either is unknown, or both disagree.
     """
-    chosen = _chosen(path, stated)
-    if not chosen.written:
-        raise RequestError(_not_written(chosen))
-    return cast(FormatName, chosen.name)
+    return cast(FormatName, _chosen(path, stated).name)
+
+
+def layout_for(path: Path | None, stated: str | None = None) -> str | None:
+    """The layout of tiles that an output name and a stated layout agree on; None: nobody says.
+
+    Raises:
+        RequestError: If both disagree.
+    """
+    named = None if path is None else _LAYOUTS.get(path.suffix.lower())
+    if named and stated and named != stated:
+        suffix = next((s for s, layout in _LAYOUTS.items() if layout == stated), "another name")
+        assert path is not None
+        raise RequestError(
+            f'output "{path.name}" is in the layout {named} by its suffix, but --tile-layout '
+            f"says {stated}; name it {path.stem}{suffix}"
+        )
+    return stated or named
+
+
+def parts(output: Path) -> tuple[Path, ...]:
+    """The files and folders that an output consists of; that of its own name is the last."""
+    if output.suffix.lower() == ".dzi":
+        return output.with_name(output.stem + "_files"), output
+    return (output,)
+
+
+def is_folder(output: Path) -> bool:
+    """Whether an output is a folder by its name."""
+    return output.suffix.lower() in _FOLDERS
 
 
 def check_held(path: Path | None, stated: str | None, width_px: int, height_px: int) -> None:
-    """Refuse a format that cannot hold the size, also one that this version does not write.
+    """Refuse a format that cannot hold the size.
 
     Raises:
         RequestError: As `format_for` and `check_format`.
@@ -78,25 +134,33 @@ def check_held(path: Path | None, stated: str | None, width_px: int, height_px: 
 
 def _chosen(path: Path | None, stated: str | None) -> Format:
     by_words = _named(stated) if stated is not None else None
-    by_suffix = _by_suffix(path) if path is not None else None
-    if by_words and by_suffix and by_words != by_suffix:
-        assert path is not None
+    if path is None:
+        return by_words or FORMATS[DEFAULT_FORMAT]
+    name = path.name.lower()
+    if by_words and name.endswith(by_words.also_named):
+        return by_words
+    by_suffix = _by_suffix(path)
+    if by_words and by_words != by_suffix:
+        suffix = by_words.also_named[:1] or by_words.suffixes
         raise RequestError(
             f'output "{path.name}" is {by_suffix.name} by its suffix, but the format asked for '
-            f"is {by_words.name}; name it {path.stem}{by_words.suffixes[0]}"
+            f"is {by_words.name}; name it {path.stem}{suffix[0]}"
         )
-    return by_words or by_suffix or FORMATS[DEFAULT_FORMAT]
+    return by_suffix
 
 
 def with_output(recipe: Recipe, output: Path | None) -> Recipe:
-    """The recipe with the format that the output's suffix asks for.
+    """The recipe with the format, and the layout of tiles, that the output's suffix asks for.
 
     Raises:
-        RequestError: As `format_for`; a format other than the default must agree.
+        RequestError: As `format_for` and `layout_for`; others than the default must agree.
     """
     stated = recipe.format if recipe.format != DEFAULT_FORMAT else None
-    chosen = format_for(output, stated)
-    return recipe if chosen == recipe.format else recipe.model_copy(update={"format": chosen})
+    said: dict[str, Any] = {"format": format_for(output, stated)}
+    if said["format"] == "tiles":
+        usual = recipe.tile_layout == Recipe.model_fields["tile_layout"].default
+        said["tile_layout"] = layout_for(output, None if usual else recipe.tile_layout) or "dz"
+    return recipe.model_copy(update=said)
 
 
 def check_format(name: str, width_px: int, height_px: int) -> None:
@@ -108,7 +172,7 @@ def check_format(name: str, width_px: int, height_px: int) -> None:
     fmt = _named(name)
     longest_px = max(width_px, height_px)
     if longest_px > fmt.max_side_px:
-        can = [f.name for f in _WRITTEN if f.max_side_px >= longest_px]
+        can = [f.name for f in FORMATS.values() if f.max_side_px >= longest_px]
         raise RequestError(
             f"{fmt.name} cannot hold {width_px}x{height_px} px: a side is at most "
             f"{fmt.max_side_px} px; use {' or '.join(can)}"
@@ -116,38 +180,52 @@ def check_format(name: str, width_px: int, height_px: int) -> None:
     raw_bytes = width_px * height_px * 3
     if fmt.max_bytes is not None and raw_bytes > fmt.max_bytes:
         raise RequestError(
-            f"{fmt.name} cannot hold {width_px}x{height_px} px: it is limited to "
-            f"{format_bytes(fmt.max_bytes)}; use tiff"
+            f"{fmt.name} cannot hold {width_px}x{height_px} px: {format_bytes(raw_bytes)} of "
+            f"pixels, at most {format_bytes(fmt.max_bytes)} are safe in a classic TIFF; use tiff "
+            "or png, or a lower resolution"
         )
-    if not fmt.written:
-        raise RequestError(_not_written(fmt))
 
 
 def check_options(recipe: Recipe) -> None:
-    """Refuse choices that would have no effect in the recipe's format.
+    """Refuse choices that would have no effect in the recipe's format, or that it cannot hold.
 
     Raises:
         RequestError: Naming each such choice and the format it belongs to.
     """
-    where = {
-        "compression": "tiff",
-        "tile_px": "tiff",
-        "quality": "jpeg, or tiff with jpeg compression,",
-    }
     faults = [
-        f"{key} {getattr(recipe, key)} is for {where[key]} only"
-        for key in without_effect(recipe.format, recipe.compression)
+        f"{key} {getattr(recipe, key)} is for {_CHOICES[key]} only"
+        for key in without_effect(recipe.model_dump(include={*_CHOICES, "format"}))
         if getattr(recipe, key) != Recipe.model_fields[key].default
     ]
     if faults:
         raise RequestError(f"format {recipe.format}: {'; '.join(faults)}; leave it out")
+    inside = _jpeg_inside(recipe.format, recipe.compression, recipe.tile_format)
+    if recipe.bits not in FORMATS[recipe.format].bits or (recipe.bits != 8 and inside):
+        what = f"{recipe.format} with jpeg inside" if inside else recipe.format
+        raise RequestError(
+            f"{what} holds 8 bits a sample, not {recipe.bits}; leave --bits out, or use tiff, png "
+            "or tiles of png"
+        )
 
 
-def without_effect(name: str, compression: str) -> tuple[str, ...]:
-    """The choices of a recipe that say nothing in a format with a compression inside it."""
-    if name == "tiff":
-        return () if compression == "jpeg" else ("quality",)
-    return ("compression", "tile_px") if name == "jpeg" else ("compression", "tile_px", "quality")
+def without_effect(said: Mapping[str, Any]) -> tuple[str, ...]:
+    """The choices of a recipe that say nothing in its format.
+
+    Args:
+        said: A partial recipe; what it does not say is the default.
+    """
+    usual = {key: field.default for key, field in Recipe.model_fields.items()}
+    whole = usual | {key: value for key, value in said.items() if value is not None}
+    takes = FORMATS[whole["format"]].takes
+    if _jpeg_inside(whole["format"], whole["compression"], whole["tile_format"]):
+        takes = (*takes, "quality")
+    return tuple(key for key in _CHOICES if key not in takes)
+
+
+def _jpeg_inside(name: str, compression: str, tile_format: str) -> bool:
+    return (name == "tiff" and compression == "jpeg") or (
+        name == "tiles" and tile_format == "jpeg"
+    )
 
 
 def default_output(recipe: Recipe) -> Path:
@@ -159,7 +237,14 @@ def default_output(recipe: Recipe) -> Path:
     if recipe.source is not None:
         size = f"{recipe.width_px}x{recipe.height_px}"
         name = f"{_slug(Path(recipe.source.path).stem)}-{size}-seed{recipe.seed}"
-    return Path(name + FORMATS[recipe.format].suffixes[0])
+    return Path(name + usual_suffix(recipe))
+
+
+def usual_suffix(recipe: Recipe) -> str:
+    """The suffix of a recipe's format, and of its layout of tiles."""
+    if recipe.format == "tiles":
+        return next(s for s, layout in _LAYOUTS.items() if layout == recipe.tile_layout)
+    return FORMATS[recipe.format].suffixes[0]
 
 
 def _slug(prompt: str) -> str:
@@ -180,21 +265,18 @@ def _slug(prompt: str) -> str:
 
 def _named(name: str) -> Format:
     if name not in FORMATS:
-        known = ", ".join(fmt.name for fmt in _WRITTEN)
-        raise RequestError(f'format "{name}" is unknown; use one of {known}')
+        raise RequestError(f'format "{name}" is unknown; use one of {", ".join(FORMATS)}')
     return FORMATS[name]
 
 
 def _by_suffix(path: Path) -> Format:
-    suffix = path.suffix.lower()
-    for fmt in FORMATS.values():
-        if suffix in fmt.suffixes:
-            return fmt
-    known = ", ".join(suffix for fmt in _WRITTEN for suffix in fmt.suffixes)
-    what = f'no known suffix ("{path.suffix}")' if suffix else "no suffix"
+    name = path.name.lower()
+    found = [
+        f for f in FORMATS.values() if any(name.endswith(s) and name != s for s in f.suffixes)
+    ]
+    if found:  # of ".tif" and ".print.tif" the longer one counts
+        return found[-1]
+    suffix = path.suffix
+    known = ", ".join(suffix for fmt in FORMATS.values() for suffix in fmt.suffixes)
+    what = f'no known suffix ("{suffix}")' if suffix else "no suffix"
     raise RequestError(f'output "{path.name}" has {what}; use one of {known}')
-
-
-def _not_written(fmt: Format) -> str:
-    known = ", ".join(f"{f.name} ({f.suffixes[0]})" for f in _WRITTEN)
-    return f"this version does not write {fmt.name}; use one of {known}"

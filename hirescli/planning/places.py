@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from hirescli.errors import RequestError
+from hirescli.planning.formats import is_folder, parts
 from hirescli.planning.machine import Machine
 from hirescli.units import format_bytes
 
@@ -30,12 +31,13 @@ def check_output(output: Path, overwrite: bool) -> None:
             f"at most {_MOST_NAME_BYTES - len(_BESIDE_SUFFIX)} work; choose a shorter one"
         )
     _check_folder(output.parent)
-    if os.path.isdir(output):
+    if os.path.isdir(output) and not is_folder(output):
         raise RequestError(f"output {output} is a folder; add a file name to it")
-    if os.path.lexists(output) and not overwrite:
-        raise RequestError(
-            f"output {output} exists; use --overwrite (overwrite=True), or choose another name"
-        )
+    for part in parts(output):
+        if os.path.lexists(part) and not overwrite:
+            raise RequestError(
+                f"output {part} exists; use --overwrite (overwrite=True), or choose another name"
+            )
     _check_writable(output.parent)
 
 

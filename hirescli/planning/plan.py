@@ -11,14 +11,17 @@ from typing import Any, TypeVar
 from hirescli.errors import RequestError
 from hirescli.events import Listener
 from hirescli.planning import cost
+from hirescli.planning.also import AlsoFile, check_apart
 from hirescli.planning.budgets import fitted
 from hirescli.planning.card import Card
 from hirescli.planning.cascade import Stage, choices_without_effect, resolve, stages
 from hirescli.planning.choices import stretched
 from hirescli.planning.cost import Budgets, ComponentCost, StageCost
-from hirescli.planning.formats import check_format, check_options, format_for
+from hirescli.planning.formats import check_format, check_options, format_for, layout_for
 from hirescli.planning.machine import Machine
+from hirescli.planning.output_cost import encoder_bytes, output_bytes
 from hirescli.planning.places import check_output, check_spill, left_bytes
+from hirescli.planning.print_size import printed
 from hirescli.planning.sizes import native_warning
 from hirescli.recipe import Recipe
 from hirescli.units import format_bytes
@@ -43,6 +46,7 @@ class Plan:
         spool_bytes: Predicted peak of the run directory and the output, beside the output.
         flops, seconds: Sums over the stages; the seconds begin with loading.
         warnings: What the user should know before the run.
+        also: Further files of the picture.
     """
 
     recipe: Recipe
@@ -56,6 +60,7 @@ class Plan:
     flops: float
     seconds: float
     warnings: tuple[str, ...]
+    also: tuple[AlsoFile, ...] = ()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -90,6 +95,8 @@ class Plan:
             "recipe": self.recipe.model_dump(mode="json"),
             "recipe_hash": self.recipe.hash,
             "stages": [_row(row) for row in self.stage_costs],
+            "print": printed(self.recipe),
+            "also": [str(each.path) for each in self.also],
             "rows": self.rows,
             "budget_bytes": self.budgets.memory_bytes,
             "weights": self.weights,
@@ -113,9 +120,14 @@ class Plan:
                 the size, or the output's place cannot be written.
         """
         format_for(output, self.recipe.format)
+        if self.recipe.format == "tiles":
+            layout_for(output, self.recipe.tile_layout)
         check_format(self.recipe.format, self.recipe.width_px, self.recipe.height_px)
         check_options(self.recipe)
-        check_output(output, overwrite)
+        paths = [each.path for each in self.also]
+        check_apart([output, *paths])
+        for path in (output, *paths):
+            check_output(path, overwrite)
         self._check_memory(machine)
         self._check_disk(machine, output)
         return ValidatedPlan(self, output, overwrite, _VALIDATED)
@@ -149,8 +161,21 @@ class Plan:
                 f"needs {format_bytes(self.disk_bytes)} of disk beside {output}, "
                 f"{format_bytes(free)} are free; free some or choose another folder with -o"
             )
+        self._check_folders(machine, output)
         if self.spill is not None:
             check_spill(self.spill, self.spill_bytes, machine)
+
+    def _check_folders(self, machine: Machine, output: Path) -> None:
+        """Further files in other folders, whose disks may be others."""
+        for folder in {each.path.parent for each in self.also} - {output.parent}:
+            files = [each for each in self.also if each.path.parent == folder]
+            needed = sum(output_bytes(each.recipe(self.recipe)) for each in files)
+            free = machine.disk_free_bytes(folder)
+            if needed > free:
+                raise RequestError(
+                    f"needs {format_bytes(needed)} of disk in {folder}, {format_bytes(free)} are "
+                    "free; free some or choose another folder"
+                )
 
 
 @dataclass(frozen=True)
@@ -200,7 +225,14 @@ def check_disk_together(plans: Sequence[ValidatedPlan], machine: Machine) -> Non
                 f"{len(plans)} images, {format_bytes(free)} are free; make fewer at once, free "
                 "some or choose another folder with -o"
             )
-        finished[folder] = finished.get(folder, 0) + cost.output_bytes(validated.recipe)
+        finished[folder] = finished.get(folder, 0) + sum(
+            output_bytes(recipe) for recipe in recipes_of(validated.plan)
+        )
+
+
+def recipes_of(plan: Plan) -> list[Recipe]:
+    """The recipes of all files of a picture, that of the output the first."""
+    return [plan.recipe, *(each.recipe(plan.recipe) for each in plan.also)]
 
 
 def make_plan(
@@ -211,6 +243,7 @@ def make_plan(
     host_memory_bytes: int | None = None,
     spill: Path | None = None,
     machine: Machine | None = None,
+    also: tuple[AlsoFile, ...] = (),
 ) -> Plan:
     """Plan a recipe under a budget. What the machine has is checked in `Plan.validate`.
 
@@ -224,6 +257,7 @@ def make_plan(
         host_memory_bytes: Budget of the host beside a GPU; on a CPU it says nothing.
         spill: Folder for values on disk; None: the run's own, beside the output.
         machine: Where it shall run; None: this machine.
+        also: Further files, of `with_also`.
 
     Raises:
         RequestError: If the size, revision, scheduler or format does not work, or the budget
@@ -241,6 +275,7 @@ def make_plan(
         memory_bytes=memory_bytes, host_memory_bytes=host_memory_bytes,
     )  # fmt: skip
     recipe = recipe.model_copy(update={"rows": rows})
+    files = [recipe, *(each.recipe(recipe) for each in also)]
     return Plan(
         recipe=recipe,
         card=card,
@@ -248,11 +283,12 @@ def make_plan(
         rows=rows,
         budgets=budgets,
         spill=spill,
-        store_bytes=_store_bytes(costs, card, recipe, budgets),
-        spool_bytes=cost.disk_bytes(costs, card, recipe),
+        store_bytes=_store_bytes(costs, card, files, budgets, memory_bytes),
+        spool_bytes=cost.disk_bytes(costs, card, recipe, files[1:]),
         flops=sum(row.flops for row in costs),
         seconds=card.load_seconds + sum(row.seconds for row in costs),
         warnings=_warnings(asked, card, all_stages, budgets, host_memory_bytes),
+        also=also,
     )
 
 
@@ -268,18 +304,42 @@ def _placed(recipe: Recipe, machine: Machine) -> Recipe:
 
 
 def _store_bytes(
-    costs: tuple[StageCost, ...], card: Card, recipe: Recipe, budgets: Budgets
+    costs: tuple[StageCost, ...],
+    card: Card,
+    files: list[Recipe],
+    budgets: Budgets,
+    memory_bytes: int | None,
 ) -> dict[str, int]:
     """Predicted peak of every store, with what stands there beside values."""
+    recipe = files[0]
     computing = max(row.memory.peak_bytes for row in costs)
+    encoding = _encoding_bytes(card, files, memory_bytes)
     disk = max(row.spill_bytes for row in costs)
     if budgets.host_bytes is None:
-        return {"device": 0, "host": computing, "disk": disk}
+        return {"device": 0, "host": max(computing, encoding), "disk": disk}
     # The process holds the weights while they are loaded, and after that where they rest there.
     host = cost.host_process_bytes(card, recipe, loads_weights=budgets.loads_weights)
     host += max(row.resting_bytes for row in costs)
     device = max(computing, cost.preparation_bytes(card, recipe, budgets))
-    return {"device": device, "host": host, "disk": disk}
+    return {"device": device, "host": max(host, encoding), "disk": disk}
+
+
+def _encoding_bytes(card: Card, files: list[Recipe], memory_bytes: int | None) -> int:
+    """The process while a file is written whose encoder holds the picture; 0 without one.
+
+    Raises:
+        RequestError: If a budget that was asked for does not hold it, on a CPU.
+    """
+    recipe = max(files, key=encoder_bytes)
+    if not encoder_bytes(recipe):
+        return 0
+    needed = cost.process_bytes(card, recipe) + encoder_bytes(recipe)
+    if memory_bytes is not None and needed > memory_bytes and recipe.device == "cpu":
+        raise RequestError(
+            f"{recipe.format} is encoded whole: that takes {format_bytes(needed)} of memory, the "
+            f"budget is {format_bytes(memory_bytes)}; use png, jpeg or tiff, or a larger --memory"
+        )
+    return needed
 
 
 def _warnings(

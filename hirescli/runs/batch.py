@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from hirescli.errors import BusyError, HiresError, RequestError, RunError
 from hirescli.models.registry import card_of, find
 from hirescli.output.inputs import identified
+from hirescli.output.places import sha256_of
 from hirescli.planning.card import Card
 from hirescli.planning.machine import Machine
 from hirescli.planning.plan import Plan, ValidatedPlan, make_plan
@@ -163,8 +163,7 @@ class Made:
         """Whether an output, wherever it lies now, is to the byte what was made of a recipe."""
         if not any(made == recipe.hash for made, _ in self._done):
             return False
-        with output.open("rb") as file:
-            return (recipe.hash, hashlib.file_digest(file, "sha256").hexdigest()) in self._done
+        return (recipe.hash, sha256_of(output)) in self._done
 
 
 class Planner:

@@ -18,8 +18,8 @@ from filelock import FileLock, Timeout
 
 from hirescli.digest import digest
 from hirescli.errors import BusyError, ConfigError, HiresError, RequestError, RunError
-from hirescli.output.finalise import partial_path
 from hirescli.output.metadata import inspect
+from hirescli.output.places import discard, partial_path
 from hirescli.recipe import CONSEQUENCES, Recipe, read_recipe_file
 from hirescli.runs.journal import JOURNAL, SUFFIXES, Journal
 
@@ -33,8 +33,9 @@ _SPILL = "spill"  # says in which other folder values lie
 _TEXTS = (JOURNAL, _KEPT, _PLAN, _CONDITIONS, RECIPE)
 # What may be chosen anew where latents are decoded again.
 _AFTER_LATENTS = {
-    "vae_dtype", "vae_mode", "vae_attention", "format", "tile_px", "compression", "quality", "dpi",
-    "metadata", "rows", "threads", "device",
+    "vae_dtype", "vae_mode", "vae_attention", "format", "bits", "tile_px", "compression",
+    "pyramid", "tile_layout", "tile_format", "quality", "dpi", "metadata", "rows", "threads",
+    "device",
 }  # fmt: skip
 _SPOOL_SUFFIX = ".spool.tif"
 _WRITING_SUFFIX = ".writing"
@@ -150,8 +151,9 @@ class RunDirectory:
     def _clear(self) -> None:
         """Remove all that a run makes, but the lock."""
         made = [self.path / name for name in _TEXTS]
-        for path in [*made, *_made(self.path), partial_path(self.output)]:
+        for path in [*made, *_made(self.path)]:
             path.unlink(missing_ok=True)
+        discard(partial_path(self.output))
         self._clear_spill()
 
     def _spill_in(self, folder: Path | None) -> Path:
@@ -233,7 +235,7 @@ def finished(output: Path, recipe: Recipe) -> bool:
         output: The final name.
         recipe: The resolved recipe. Without embedded metadata the answer is always no.
     """
-    if not output.is_file():
+    if not output.exists():
         return False
     try:
         facts = inspect(output)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
 from hirescli.errors import ConfigError, RequestError
-from hirescli.planning.formats import FORMATS, default_output, format_for
+from hirescli.planning.formats import FORMATS, default_output, format_for, usual_suffix
 from hirescli.recipe import Recipe, fragment_faults, read_json_fragment
 
 STDIN = "-"
@@ -399,7 +399,7 @@ class Template:
             hash=asked.hash[:_SHOWN_HASH_DIGITS],
         )
         *folders, last = filled.split("/")
-        suffixes = FORMATS[asked.format].suffixes
+        suffixes = (usual_suffix(asked), *FORMATS[asked.format].suffixes)
         suffix = next((s for s in suffixes if last.lower().endswith(s) and last != s), "")
         stem = last[: len(last) - len(suffix)]
         return "/".join([*map(safe, folders), safe(stem, (last[len(stem) :] or suffixes[0]))])

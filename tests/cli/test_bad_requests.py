@@ -104,7 +104,6 @@ def test_planned_peak_above_the_machine(hires: Callable) -> None:
     ("output", "told"),
     [
         ("a.webp", ["webp", "16383", "tiff"]),
-        ("a.avif", ["does not write avif", ".tif"]),
         ("", ["output is empty", "-o"]),
         ("d" * 300 + "/x.tif", ["folder", "too long"]),
         ("a.gif", [".gif", ".tif", ".png", ".jpg"]),
@@ -134,8 +133,13 @@ def test_webp_at_16384(hires: Callable) -> None:
     refused(hires("generate", *P, "--size", 16384, "--format", "webp"), "16383", "tiff")
 
 
-def test_webp_below_its_limit(hires: Callable) -> None:
-    refused(hires("generate", *P, "--size", 512, "-o", "a.webp"), "this version does not write")
+def test_16_bits_where_a_format_holds_8(hires: Callable) -> None:
+    refused(hires("generate", *P, "--size", 512, "-o", "a.webp", "--bits", 16), "holds 8 bits")
+
+
+def test_avif_that_finds_no_memory(hires: Callable) -> None:
+    words = ("--size", 16384, "-o", "a.avif", "--memory", "4GB")
+    refused(hires("generate", *P, *words), "10.9 GB", "4.0 GB", "larger --memory")
 
 
 def test_jpeg_limit(hires: Callable) -> None:

@@ -88,3 +88,20 @@ def test_bands(hires: Callable) -> None:
         assert each["median_ratio"] > 0
         assert len(each["plain_seconds"]) == len(each["banded_seconds"])
         assert len(each["plain_seconds"]) in (1, 5)  # short calls are measured again
+
+
+@pytest.mark.slow
+def test_outputs_are_measured_one_by_one(hires: Callable) -> None:
+    ran = hires("bench", "outputs", "--size", 128, "-o", "page.md", "--json")
+    assert ran.code == 0, ran.err
+    runs = {run["kind"]: run for run in json.loads(ran.out)["runs"]}
+    assert len(runs) == 12
+    assert all(run["seconds"] > 0 and run["peak_rss_bytes"] > 3e7 for run in runs.values())
+    assert runs["tiff, no compression"]["file_bytes"] > 128 * 128 * 3
+    assert "| 128x128 | avif |" in Path("page.md").read_text()
+
+
+def test_outputs_are_squares(hires: Callable) -> None:
+    ran = hires("bench", "outputs", "--size", "128x64")
+    assert ran.code == 2
+    assert "makes squares, not 128x64" in ran.err

@@ -21,9 +21,16 @@ def picture(width_px: int, height_px: int) -> NDArray[np.uint8]:
     return (waves + rng.integers(-4, 5, waves.shape)).clip(0, 255).astype(np.uint8)
 
 
+def deep_picture(width_px: int, height_px: int) -> NDArray[np.uint16]:
+    """The same in 16 bits, with low bytes that no picture of 8 bits has."""
+    low = np.random.default_rng(8).integers(-120, 121, (height_px, width_px, 3))
+    return (picture(width_px, height_px).astype(int) * 257 + low).clip(0, 65535).astype(np.uint16)
+
+
 def write_spool(path: Path, pixels: NDArray[Any]) -> Path:
     height_px, width_px, _ = pixels.shape
-    with Spool.create(path, width_px=width_px, height_px=height_px) as spool:
+    bits = pixels.itemsize * 8
+    with Spool.create(path, width_px=width_px, height_px=height_px, bits=bits) as spool:
         for y0 in range(0, height_px, 100):
             spool.write_rows(y0, pixels[y0 : y0 + 100])
         spool.flush()

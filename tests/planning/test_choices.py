@@ -7,8 +7,8 @@ import pytest
 
 from hirescli.errors import ConfigError, RequestError
 from hirescli.models.registry import find_card
-from hirescli.planning import cost
 from hirescli.planning.machine import Machine
+from hirescli.planning.output_cost import output_bytes
 from hirescli.planning.plan import Plan, check_disk_together, make_plan
 from hirescli.recipe import Recipe
 
@@ -77,7 +77,7 @@ def test_copies_are_checked_again() -> None:
 
 def test_several_images_share_one_disk(tmp_path: Path) -> None:
     one = plan()
-    finished = cost.output_bytes(one.recipe)
+    finished = output_bytes(one.recipe)
     plans = [one.validate(MACHINE, tmp_path / f"{name}.tif") for name in "abc"]
     needed = one.disk_bytes + 2 * finished
     room = Machine(cores=2, memory_bytes=16 * 10**9, disk_free_bytes=lambda _: needed)

@@ -6,8 +6,11 @@ import pytest
 
 from hirescli.models.registry import find_card
 from hirescli.planning import cost
-from hirescli.planning.cascade import Stage, resolve, stages
+from hirescli.planning.cascade import Stage, resolve
 from hirescli.planning.cost import Budgets, StageCost
+from hirescli.planning.machine import Machine
+from hirescli.planning.output_cost import written_bytes
+from hirescli.planning.plan import make_plan
 from hirescli.planning.schedule import BudgetError
 from hirescli.recipe import Recipe
 
@@ -127,7 +130,7 @@ def test_disk_is_a_short_sum() -> None:
     spool, before = 3 * 2048**2, 6 * 1024**2  # 8 bits, and 16 between stages
     for choices in ({"format": "tiff"}, {"format": "jpeg", "quality": 80}, {"format": "png"}):
         chosen = plan.recipe.model_copy(update=choices)
-        working = max(before + journal, cost.written_bytes(chosen))
+        working = max(before + journal, written_bytes(chosen))
         assert cost.disk_bytes(plan.stage_costs, CARD, chosen) == spool + working
 
 

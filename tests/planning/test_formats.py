@@ -11,6 +11,8 @@ from hirescli.planning.formats import (
     check_options,
     default_output,
     format_for,
+    layout_for,
+    usual_suffix,
     with_output,
 )
 from hirescli.recipe import Recipe
@@ -18,11 +20,41 @@ from hirescli.recipe import Recipe
 
 @pytest.mark.parametrize(
     ("name", "fmt"),
-    [("a.tif", "tiff"), ("a.TIFF", "tiff"), ("b/a.png", "png"), ("a.b.jpg", "jpeg")],
+    [
+        ("a.tif", "tiff"),
+        ("a.TIFF", "tiff"),
+        ("b/a.png", "png"),
+        ("a.b.jpg", "jpeg"),
+        ("a.webp", "webp"),
+        ("a.avif", "avif"),
+        ("a.print.tif", "print"),
+        ("a.DZI", "tiles"),
+        ("a.zoomify", "tiles"),
+        ("a.iiif", "tiles"),
+        ("print.tif", "tiff"),
+    ],
 )
 def test_the_suffix_tells_the_format(name: str, fmt: str) -> None:
     assert format_for(Path(name)) == fmt
     assert format_for(Path(name), fmt) == fmt
+
+
+def test_a_plain_tif_may_be_a_print_file_in_words() -> None:
+    assert format_for(Path("a.tif"), "print") == "print"
+    assert format_for(Path("a.tif")) == "tiff"
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("a.dzi", "dz"), ("a.zoomify", "zoomify"), ("a.iiif", "iiif3")]
+)
+def test_the_suffix_tells_the_layout_of_tiles(name: str, layout: str) -> None:
+    recipe = Recipe.from_fragments({"prompt": "a", "size": 64})
+    made = with_output(recipe, Path(name))
+    assert (made.format, made.tile_layout) == ("tiles", layout)
+    assert usual_suffix(made) == Path(name).suffix
+    other = {"dz": "iiif3", "zoomify": "dz", "iiif3": "zoomify"}[layout]
+    with pytest.raises(RequestError, match=f"--tile-layout says {other}; name it a"):
+        layout_for(Path(name), other)
 
 
 def test_without_a_name_the_stated_format_holds() -> None:
@@ -36,14 +68,14 @@ def test_without_a_name_the_stated_format_holds() -> None:
         (
             "a.bmp",
             None,
-            r'no known suffix \("\.bmp"\); use one of \.tif, \.tiff, \.png, \.jpg, \.jpeg',
+            r'no known suffix \("\.bmp"\); use one of \.tif, \.tiff, \.png, \.jpg, \.jpeg, \.webp',
         ),
         ("a", None, "no suffix.*use one of .tif"),
         ("a.png", "tiff", "is png by its suffix.*name it a.tif"),
-        ("a.webp", None, "does not write webp; use one of tiff"),
-        ("a.avif", None, "does not write avif"),
+        ("a.print.tif", "tiff", "is print by its suffix"),
+        ("a.png", "print", r"name it a\.tif"),
+        (".webp", None, "no suffix"),
         (None, "gif", 'format "gif" is unknown'),
-        (None, "webp", "does not write webp"),
     ],
 )
 def test_other_names_are_refused(name: str | None, stated: str | None, said: str) -> None:
@@ -56,8 +88,8 @@ def test_other_names_are_refused(name: str | None, stated: str | None, said: str
     [
         ("webp", (16384, 16384), "16384x16384 px.*16383 px; use tiff or png or jpeg"),
         ("jpeg", (65504, 16384), "65504x16384 px.*65500 px; use tiff or png"),
-        ("webp", (64, 64), "does not write webp"),
-        ("avif", (16384, 16384), "does not write avif"),
+        ("avif", (16392, 64), "16392x64 px.*16384 px; use tiff"),
+        ("print", (32768, 32768), r"3\.2 GB of pixels, at most 3\.0 GB"),
     ],
 )
 def test_formats_that_cannot_hold_the_size(fmt: str, size: tuple[int, int], said: str) -> None:
@@ -65,7 +97,7 @@ def test_formats_that_cannot_hold_the_size(fmt: str, size: tuple[int, int], said
         check_format(fmt, *size)
 
 
-@pytest.mark.parametrize("fmt", ["tiff", "png", "jpeg"])
+@pytest.mark.parametrize("fmt", ["tiff", "png", "jpeg", "avif", "tiles", "print"])
 def test_formats_that_hold_16384(fmt: str) -> None:
     check_format(fmt, 16384, 16384)
 
@@ -85,7 +117,14 @@ def test_a_recipe_takes_its_format_from_the_output() -> None:
     ("choices", "said"),
     [
         ({"format": "png", "compression": "lzw"}, "compression lzw is for tiff only"),
-        ({"format": "jpeg", "tile_px": 256}, "tile_px 256 is for tiff only"),
+        ({"format": "jpeg", "tile_px": 256}, "tile_px 256 is for tiff and tiles only"),
+        ({"format": "png", "pyramid": "none"}, "pyramid none is for tiff only"),
+        ({"format": "tiff", "tile_format": "png"}, "tile_format png is for tiles only"),
+        ({"format": "tiles", "tile_format": "png", "quality": 80}, "quality 80 is for jpeg"),
+        ({"format": "jpeg", "bits": 16}, "jpeg holds 8 bits a sample, not 16"),
+        ({"format": "print", "bits": 16}, "print holds 8 bits"),
+        ({"format": "tiles", "bits": 16}, "tiles with jpeg inside holds 8 bits"),
+        ({"compression": "jpeg", "bits": 16}, "tiff with jpeg inside holds 8 bits"),
         ({"format": "tiff", "quality": 80}, "quality 80 is for jpeg"),
     ],
 )

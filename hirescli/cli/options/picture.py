@@ -75,6 +75,17 @@ class PictureOptions:
             text="Height in pixels, with --width in place of --size. Default: see --size.",
         ),
     ] = None
+    print_: Annotated[
+        str | None,
+        option(
+            "--print",
+            panel=_PANEL,
+            metavar="WxH{cm,in}@DPI",
+            text="Size on paper in place of --size and --dpi, such as 60x40cm@300; the pixels are "
+            "the nearest multiples of 8 that cover it. A .tif is then a print file. "
+            "Default: none.",
+        ),
+    ] = None
     seed: Annotated[
         list[int] | None,
         option(

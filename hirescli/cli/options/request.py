@@ -17,6 +17,7 @@ from hirescli.cli.options.guides import GuideOptions
 from hirescli.cli.options.picture import PictureOptions
 from hirescli.cli.options.run import RunOptions
 from hirescli.errors import RequestError
+from hirescli.planning.print_size import parse_print
 
 T = TypeVar("T")
 
@@ -29,7 +30,8 @@ class RequestOptions(RunOptions, FileOptions, DrawingOptions, GuideOptions, Pict
         """What was said, as a partial recipe without a seed.
 
         Raises:
-            RequestError: If strengths or steps are no numbers.
+            RequestError: If strengths or steps are no numbers, or --print is no size or stands
+                beside another one.
         """
         renamed = {
             "width_px": self.width,
@@ -43,12 +45,26 @@ class RequestOptions(RunOptions, FileOptions, DrawingOptions, GuideOptions, Pict
         }
         same = (
             "negative_prompt size model revision steps guidance_scale scheduler method "
-            "upscale_guidance_scale dtype format compression quality dpi metadata "
+            "upscale_guidance_scale dtype format bits compression pyramid tile_layout tile_format "
+            "quality dpi metadata "
             "rows vae_mode vae_attention vae_dtype attention adapter image_adapter init_image "
             "init_strength device prompt"
         )
         said = {key: getattr(self, key) for key in same.split()} | renamed
-        return {key: value for key, value in said.items() if value is not None}
+        return {key: value for key, value in said.items() if value is not None} | self._printed()
+
+    def _printed(self) -> dict[str, Any]:
+        """The size that --print asks for."""
+        if self.print_ is None:
+            return {}
+        beside = [
+            f"--{key}"
+            for key in ("size", "width", "height", "dpi")
+            if getattr(self, key) is not None
+        ]
+        if beside:
+            raise RequestError(f"--print says size and dpi: leave {' and '.join(beside)} out")
+        return parse_print(self.print_).fragment()
 
 
 def _parsed(
