@@ -42,7 +42,7 @@ WITHOUT_TORCH = {
     "viewer",
 }
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "safetensors"}
-IMAGES = {"numpy", "tifffile", "pyvips", "PIL", "scipy"}
+IMAGES = {"numpy", "tifffile", "pyvips", "PIL", "scipy", "matplotlib"}
 ONLY_CLI = {"typer", "rich"}
 
 
