@@ -119,10 +119,9 @@ def generate(
     made = plan(with_output(recipe, path), **limits, also=also)
     target = path or default_output(made.recipe)
     if not overwrite:
-        missing = _unfinished_also(made)
-        if not missing and (before := _finished(target, made)) is not None:
+        if (before := _finished(target, made)) is not None:
             return before
-        made = dataclasses.replace(made, also=missing)
+        made = dataclasses.replace(made, also=_unfinished_also(made))
     machine = Machine.detect(with_devices=made.recipe.device == "cuda")
     return made.validate(machine, target, overwrite).execute(run, listener)
 
@@ -177,13 +176,15 @@ def upscale(
 
 
 def _finished(target: Path, made: Plan) -> Result | None:
-    """The output that stands there already with this recipe, if one does."""
+    """The output that stands there already with this recipe and all its files, if one does."""
     import os
 
-    from hirescli.runs.directory import clear_finished, finished
+    from hirescli.runs.directory import clear_finished, complete_naming, finished
 
-    if not os.path.exists(target) or not finished(target, made.recipe):
-        return None
+    if not complete_naming(target, made.recipe):
+        stands = os.path.exists(target) and finished(target, made.recipe)
+        if not stands or _unfinished_also(made):
+            return None
     from hirescli.cascade.run import Result
     from hirescli.output.places import sha256_of
     from hirescli.planning.machine import peak_rss_bytes

@@ -32,9 +32,10 @@ from hirescli.output.finalise import finalise
 from hirescli.output.pictures import to_spool
 from hirescli.output.preview import write_preview
 from hirescli.output.spool import Spool
+from hirescli.planning.also import check_apart
 from hirescli.planning.machine import peak_rss_bytes
 from hirescli.runs.conditions import conditions
-from hirescli.runs.directory import RunDirectory, finished, kept_journal, refuse_conflict
+from hirescli.runs.directory import RunDirectory, kept_journal, refuse_conflict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -168,13 +169,9 @@ def _ignore(_: Event) -> None:
 
 
 def _refuse_conflicts(plans: Sequence[ValidatedPlan], *, wait: bool) -> None:
-    outputs: set[Path] = set()
+    check_apart([path for each in plans for path in each.outputs])
     for validated in plans:
         plan = validated.plan
-        for path in (validated.output, *(each.path for each in plan.also)):
-            if path in outputs:
-                raise RequestError(f"two images would be {path}; name each differently")
-            outputs.add(path)
         refuse_conflict(validated.output, plan.recipe, partial(conditions, plan), wait=wait)
 
 
@@ -218,25 +215,20 @@ def _make(
     guides = guides_of(recipe, model, directory.spool)
     stages = Stages(model, plan, noise, directory.spill, tell, directory.journal, guides)
     last_spool = _cascade(plan, directory, stages, tell, previews=previews)
+    also = {each.path: each.recipe(recipe) for each in plan.also}
     file = finalise(
         last_spool,
         validated.output,
         recipe=recipe,
-        also=_unfinished(plan, recipe),
+        also=also,
         overwrite=validated.overwrite,
+        whole=lambda: directory.names_next([*also, validated.output], validated.overwrite),
         listener=tell,
     )
     seconds, peak = time.monotonic() - began, peak_rss_bytes()
     spent = directory.journal.seconds
     tell(RunDone(file.path, seconds, peak, spent))
-    also = tuple(each.path for each in plan.also)
-    return Result(file.path, file.sha256, seconds, peak, recipe, spent, also)
-
-
-def _unfinished(plan: Plan, recipe: Recipe) -> dict[Path, Recipe]:
-    """The further files with their recipes, without those that a killed run has finished."""
-    files = {each.path: each.recipe(recipe) for each in plan.also}
-    return {path: own for path, own in files.items() if not finished(path, own)}
+    return Result(file.path, file.sha256, seconds, peak, recipe, spent, tuple(also))
 
 
 def _cascade(

@@ -267,8 +267,8 @@ class _Batch:
             raise output
         assert not isinstance(asked, HiresError)
         plan = self._planner.plan(asked)
+        ours = self._is_finished(output, plan)
         there = os.path.lexists(output)
-        ours = there and self._is_finished(output, plan)
         overwrite = self._how.overwrite or ours
         validated = plan.validate(self._machine, output, overwrite)
         done = ours and self._options.skip_done
@@ -279,11 +279,13 @@ class _Batch:
             where.append(PlannedJob(job, validated, there))
 
     def _is_finished(self, output: Path, plan: Plan) -> bool:
+        from hirescli.runs.batch import Made
+        from hirescli.runs.directory import complete_naming, finished
+
+        if complete_naming(output, plan.recipe):
+            return True
         if not os.path.exists(output):
             return False
-        from hirescli.runs.batch import Made
-        from hirescli.runs.directory import finished
-
         if finished(output, plan.recipe):
             return True
         if plan.recipe.metadata:

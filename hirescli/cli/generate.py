@@ -142,19 +142,29 @@ def _finished(image: Image) -> bool:
     Raises:
         RequestError: If it stands without one of them.
     """
+    from hirescli.runs.directory import complete_naming, finished
+
+    if complete_naming(image.output, image.plan.recipe):
+        return True
     if not os.path.exists(image.output):  # unlike Path.exists also for endless names
         return False
-    from hirescli.runs.directory import finished
-
     if not finished(image.output, image.plan.recipe):
         return False
     if missing := _without_finished(image, overwrite=False).also:
-        path = missing[0].path
         raise RequestError(
-            f"{image.output} is finished with this recipe, but {path} is not there or another's; "
-            f"make it with: hires export {image.output} --to {path}"
+            f"{image.output} is finished with this recipe, but {missing[0].path} is not there or "
+            f"another's; {_remedy(image, [each.path for each in missing])}"
         )
     return True
+
+
+def _remedy(image: Image, missing: Sequence[Path]) -> str:
+    """How further files come to be: from the output, if that holds all of the picture."""
+    recipe = image.plan.recipe
+    if recipe.format in ("tiff", "png", "print") and recipe.compression != "jpeg":
+        targets = " ".join(f"--to {path}" for path in missing)
+        return f"make it with: hires export {image.output} {targets}"
+    return "--overwrite makes all of them again"
 
 
 def _without_finished(image: Image, overwrite: bool) -> Plan:

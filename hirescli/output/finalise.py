@@ -62,6 +62,7 @@ def finalise(
     also: Mapping[Path, Recipe] | None = None,
     texts: Texts | None = None,
     overwrite: bool = False,
+    whole: Callable[[], None] | None = None,
     listener: Listener | None = None,
 ) -> FinishedFile:
     """Make the output, and further files, from a complete spool. The spool stays.
@@ -76,6 +77,8 @@ def finalise(
         also: Further files, each with its recipe.
         texts: What is embedded in each; None: what `describe` says of its recipe.
         overwrite: Whether existing files of these names are replaced.
+        whole: Called when all are whole and on the disk, before the first gets its name. If a
+            signal ends the naming then, what has no name yet is left to be named later.
         listener: Hears `Finalising` and `FileWritten` for each.
 
     Raises:
@@ -83,7 +86,10 @@ def finalise(
             the output's name then that did not stand there before, and no partial file is left.
     """
     files = {**(also or {}), output: recipe}
-    return finalise_all(spool_path, files, texts=texts, overwrite=overwrite, listener=listener)[-1]
+    made = finalise_all(
+        spool_path, files, texts=texts, overwrite=overwrite, whole=whole, listener=listener
+    )
+    return made[-1]
 
 
 def finalise_all(
@@ -92,25 +98,32 @@ def finalise_all(
     *,
     texts: Texts | None = None,
     overwrite: bool = False,
+    whole: Callable[[], None] | None = None,
     listener: Listener | None = None,
 ) -> tuple[FinishedFile, ...]:
     """The same for files that are equals: each gets its name when all are whole, in order."""
     tell: Listener = listener or (lambda event: None)
     made: dict[Path, tuple[int, float]] = {}
+    left = False
     try:
         for path, own in files.items():
             tell(Finalising(path=path, format=own.format))
             began = time.monotonic()
             file_bytes = _made(spool_path, path, own, texts)
             made[path] = file_bytes, time.monotonic() - began
+        if whole is not None:
+            whole()
         finished = []
         for path in files:
             finished.append(_named(path, spool_path, *made[path], overwrite=overwrite))
             seconds = finished[-1].seconds
             tell(FileWritten(path=path, bytes=finished[-1].bytes, seconds=seconds))
         return tuple(finished)
+    except BaseException as error:
+        left = whole is not None and len(made) == len(files) and not isinstance(error, Exception)
+        raise
     finally:
-        for path in files:
+        for path in () if left else files:
             discard(partial_path(path))
 
 

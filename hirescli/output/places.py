@@ -38,6 +38,8 @@ def settle(partial: Path) -> int:
 def name(partial: Path, output: Path, kept: Path, *, overwrite: bool) -> None:
     """Give a whole output its name; without `overwrite` only if the name is free.
 
+    What an earlier call has named already stays: a call that was cut off is completed by another.
+
     Args:
         partial: The file, or the folder with the parts.
         output: The final name.
@@ -52,6 +54,8 @@ def name(partial: Path, output: Path, kept: Path, *, overwrite: bool) -> None:
         _name_file(partial, output, kept, overwrite=overwrite)
         return
     for part in parts(output):
+        if not os.path.lexists(partial / part.name):
+            continue
         if os.path.lexists(part):
             if not overwrite:
                 raise _appeared(part, kept)
@@ -60,6 +64,7 @@ def name(partial: Path, output: Path, kept: Path, *, overwrite: bool) -> None:
             os.rename(part, partial / _REPLACED / part.name)
         os.rename(partial / part.name, part)
     sync_folder(output.parent)
+    discard(partial)
 
 
 def discard(partial: Path) -> None:
@@ -104,7 +109,7 @@ def _name_file(partial: Path, output: Path, kept: Path, *, overwrite: bool) -> N
             os.link(partial, output)  # unlike renaming, it never replaces
         except OSError as error:
             # Also where a file system has no hard links, or the name is a link to nothing.
-            if output.exists():
+            if output.exists() and not output.samefile(partial):
                 raise _appeared(output, kept) from error
         else:
             partial.unlink()

@@ -75,9 +75,10 @@ def check_apart(outputs: Sequence[Path]) -> None:
     """
     seen: set[Path] = set()
     for part in (part for output in outputs for part in parts(output)):
-        if part in seen:
+        place = part.parent.resolve() / part.name
+        if place in seen:
             raise RequestError(f"two files would be {part}; name each differently")
-        seen.add(part)
+        seen.add(place)
 
 
 def choices_for(recipe: Recipe, path: Path) -> dict[str, Any]:

@@ -195,6 +195,11 @@ class ValidatedPlan:
         """The plan's recipe."""
         return self.plan.recipe
 
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The output and the further files."""
+        return (self.output, *(each.path for each in self.plan.also))
+
     def execute(
         self,
         runner: Callable[[Sequence[ValidatedPlan], Listener | None], Sequence[T]],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 from hirescli.digest import digest
 from hirescli.errors import BusyError, ConfigError, HiresError, RequestError, RunError
 from hirescli.output.metadata import inspect
-from hirescli.output.places import discard, partial_path
+from hirescli.output.places import discard, name, partial_path
+from hirescli.planning.formats import parts
 from hirescli.recipe import CONSEQUENCES, Recipe, read_recipe_file
 from hirescli.runs.journal import JOURNAL, SUFFIXES, Journal
 
@@ -28,9 +29,10 @@ _PLAN = "plan.json"
 _CONDITIONS = "conditions.json"
 _LOCK = "lock"
 _KEPT = "kept"
+_NAMING = "naming.json"  # says which files are whole and get their names
 _SPILL = "spill"  # says in which other folder values lie
 # In the order in which they go: without a journal nothing else counts.
-_TEXTS = (JOURNAL, _KEPT, _PLAN, _CONDITIONS, RECIPE)
+_TEXTS = (JOURNAL, _NAMING, _KEPT, _PLAN, _CONDITIONS, RECIPE)
 # What may be chosen anew where latents are decoded again.
 _AFTER_LATENTS = {
     "vae_dtype", "vae_mode", "vae_attention", "format", "bits", "tile_px", "compression",
@@ -117,6 +119,11 @@ class RunDirectory:
         """Where a spool of this run lies, for a stage's index or a name."""
         stem = f"stage-{name}" if isinstance(name, int) else name
         return self.path / f"{stem}{_SPOOL_SUFFIX}"
+
+    def names_next(self, outputs: Sequence[Path], overwrite: bool) -> None:
+        """All files are whole: see `complete_naming`."""
+        said = {"outputs": [str(path.absolute()) for path in outputs], "overwrite": overwrite}
+        _write_atomically(self.path / _NAMING, json.dumps(said))
 
     def finish(self) -> None:
         """The output stands: remove what the run made, unless it shall be kept."""
@@ -215,6 +222,34 @@ def refuse_conflict(
             return
         raise
     _refuse_others(path, recipe, None if conditions is None else conditions())
+
+
+def complete_naming(output: Path, recipe: Recipe) -> bool:
+    """Name what a run that ended while it named its files has left whole.
+
+    Returns:
+        Whether the output stands now with all its files, and was made from this recipe.
+
+    Raises:
+        RunError: If another process works on it, or a name is taken.
+    """
+    path = run_path(output)
+    try:
+        said = json.loads((path / _NAMING).read_text(encoding="utf-8"))
+        left, overwrite = [Path(each) for each in said["outputs"]], bool(said["overwrite"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if left[-1:] != [output.absolute()] or _differing_keys(path / RECIPE, recipe):
+        return False
+    lock = _locked(path, output)
+    try:
+        for each in left:
+            name(partial_path(each), each, path, overwrite=overwrite)
+    except OSError as error:
+        raise RunError(f"cannot name {output}: {error.strerror or error}") from error
+    finally:
+        lock.release()
+    return all(os.path.lexists(part) for each in left for part in parts(each))
 
 
 def clear_finished(output: Path, recipe: Recipe) -> None:

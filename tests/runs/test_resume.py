@@ -150,6 +150,42 @@ def test_other_conditions_are_refused_by_name(tmp_path: Path, key: str, now: str
     assert (folder / "journal.jsonl").exists()
 
 
+@pytest.mark.parametrize("named", ["out.jpg", "out.png", "out_files", "out.dzi"])
+def test_what_is_whole_is_only_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """A run that ends before one of its files gets its name; no file says its recipe."""
+    choices = recipe(format="tiles", metadata=False, size=64)
+    folders = tmp_path / "whole", tmp_path / "cut"
+    also = [["out.jpg", "out.png"], []][named.startswith("out_")]
+
+    def generate(folder: Path, listener: Callable[[Event], None]) -> hirescli.Result:
+        files = [folder / name for name in also]
+        return hirescli.generate(choices, folder / "out.dzi", also=files, listener=listener)
+
+    for folder in folders:
+        folder.mkdir()
+    wanted = generate(folders[0], lambda event: None)
+    for function in ("link", "rename"):
+        real = getattr(os, function)
+
+        def ending(source: Path, target: Path, real: Callable[..., None] = real) -> None:
+            if Path(target) == folders[1] / named:
+                raise Ended
+            real(source, target)
+
+        monkeypatch.setattr(os, function, ending)
+    with pytest.raises(Ended):
+        generate(folders[1], lambda event: None)
+    monkeypatch.undo()
+    told: list[Event] = []
+    made = generate(folders[1], told.append)
+    assert not told  # nothing is computed, nor written
+    assert made.sha256 == wanted.sha256
+    files = [sorted(path.relative_to(f) for path in f.rglob("*")) for f in folders]
+    assert files[0] == files[1]
+
+
 def test_another_recipe_is_refused_with_both_values(tmp_path: Path) -> None:
     ended(tmp_path / "out.tif", StepDone, 0)
     with pytest.raises(RequestError, match=r"seed \(3, now 4\)"):
