@@ -25,4 +25,3 @@ def importing() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-        gc.freeze()
