@@ -67,7 +67,7 @@ def just_enough(
     raise refused
 
 
-@pytest.mark.parametrize("name", BUDGETS)
+@pytest.mark.parametrize("name", ["SD15", "KL_DECODE"])
 def test_least_budget_is_named_and_is_enough(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     inputs = family.inputs(BUDGETS[name], 1, 1)
