@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hirescli"
 # The layers of docs/design.md, the lowest first. A module imports from its own and lower ones.
 LAYERS = [
     {"errors"},
-    {"units", "events", "digest"},
+    {"units", "events", "digest", "disk"},
     {"plugins"},
     {"recipe"},
     {"presets"},
@@ -32,6 +32,7 @@ WITHOUT_TORCH = {
     "errors",
     "units",
     "digest",
+    "disk",
     "events",
     "plugins",
     "recipe",

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from hirescli.bands.snapshot import Tree
 from hirescli.digest import Digest, file_digest
+from hirescli.disk import WRITING_SUFFIX, sync_folder
 
 _MARK = b"hiresrec"
 _TAIL_BYTES = len(_MARK) + 8
-_WRITING_SUFFIX = ".writing"
 
 
 class DamagedError(Exception):
@@ -43,7 +43,7 @@ def write_blob(path: Path, tree: Tree, *, synced: bool = True) -> tuple[str, int
     Raises:
         OSError: If the disk is full or fails; nothing has the name then.
     """
-    writing = path.with_name(path.name + _WRITING_SUFFIX)
+    writing = path.with_name(path.name + WRITING_SUFFIX)
     try:
         with writing.open("wb", buffering=0) as file:
             out = _Out(file)
@@ -77,17 +77,6 @@ def read_blob(path: Path, digest: str) -> Tree:
             return _tree(json.loads(file.read(length)), path)
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read ({error.strerror})") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Out:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from hirescli.disk import sync_folder
 from hirescli.errors import RunError
 from hirescli.planning.formats import parts
 
@@ -90,17 +91,6 @@ def sha256_of(output: Path) -> str:
     named = sorted((str(file.relative_to(output.parent).as_posix()), file) for file in files)
     listing = "".join(f"{_sha256(file)}  {path}\n" for path, file in named)
     return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Without this a power cut can undo the renaming."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _name_file(partial: Path, output: Path, kept: Path, *, overwrite: bool) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from hirescli.digest import digest
+from hirescli.disk import WRITING_SUFFIX, write_atomically
 from hirescli.errors import BusyError, ConfigError, HiresError, RequestError, RunError
 from hirescli.output.metadata import inspect
 from hirescli.output.places import discard, name, partial_path
@@ -40,7 +41,6 @@ _AFTER_LATENTS = {
     "device",
 }  # fmt: skip
 _SPOOL_SUFFIX = ".spool.tif"
-_WRITING_SUFFIX = ".writing"
 _LOCK_TRIES = 5
 # Whoever only looks whether somebody works in a folder holds its lock for an instant.
 _LOCK_SECONDS = 0.2
@@ -100,11 +100,11 @@ class RunDirectory:
                 self._clear()
             else:
                 _refuse_others(self.path, recipe, conditions)
-            _write_atomically(self.path / _PLAN, plan_json)
-            _write_atomically(self.path / _CONDITIONS, json.dumps(dict(conditions or {})))
-            _write_atomically(self.path / RECIPE, recipe.to_json(indent=2))
+            write_atomically(self.path / _PLAN, plan_json)
+            write_atomically(self.path / _CONDITIONS, json.dumps(dict(conditions or {})))
+            write_atomically(self.path / RECIPE, recipe.to_json(indent=2))
             if keep:
-                _write_atomically(self.path / _KEPT, "")
+                write_atomically(self.path / _KEPT, "")
             self.spill = self._spill_in(spill)
             of = _identity(recipe, conditions)
             self.journal = Journal(self.path, warn, of=of, spill=self.spill)
@@ -123,7 +123,7 @@ class RunDirectory:
     def names_next(self, outputs: Sequence[Path], overwrite: bool) -> None:
         """All files are whole: see `complete_naming`."""
         said = {"outputs": [str(path.absolute()) for path in outputs], "overwrite": overwrite}
-        _write_atomically(self.path / _NAMING, json.dumps(said))
+        write_atomically(self.path / _NAMING, json.dumps(said))
 
     def finish(self) -> None:
         """The output stands: remove what the run made, unless it shall be kept."""
@@ -171,7 +171,7 @@ class RunDirectory:
         if said.exists() and said.read_text(encoding="utf-8") != str(own):
             self._clear_spill()
         if folder is not None:
-            _write_atomically(said, str(own))
+            write_atomically(said, str(own))
             own.mkdir(exist_ok=True)
         return own
 
@@ -389,7 +389,7 @@ def _is_run(names: Iterable[str]) -> bool:
 
 def _made(path: Path) -> list[Path]:
     """Spools, records, half-written files, and what libvips leaves in place of nameless ones."""
-    ends, starts = (_SPOOL_SUFFIX, _WRITING_SUFFIX, *SUFFIXES), "vips-"
+    ends, starts = (_SPOOL_SUFFIX, WRITING_SUFFIX, *SUFFIXES), "vips-"
     return [e for e in path.iterdir() if e.name.endswith(ends) or e.name.startswith(starts)]
 
 
@@ -424,12 +424,3 @@ def _differing_conditions(left: Path, now: Mapping[str, str]) -> list[str]:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    writing = path.with_name(path.name + _WRITING_SUFFIX)
-    with writing.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(writing, path)
