@@ -171,6 +171,16 @@ def test_a_fine_and_a_bad_picture(tmp_path: Path) -> None:
     assert verdicts["blurred"]["sharpness"] in ("look", "bad")
 
 
+def test_nearest_neighbour_is_said(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    large = Image.fromarray(picture).resize((960, 768), Image.Resampling.NEAREST)
+    large.save(tmp_path / "a.png")
+    found, _ = inspect(tmp_path / "a.png")
+    said = findings(found)[-1]
+    assert (found.repeats, found.effective_scale, said.verdict) == (3, 1 / 3, "bad")
+    assert "3x3 times (nearest neighbour)" in said.means
+    assert "320x256 px" in said.means
+
+
 def test_the_worst_verdict_counts(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
     found, _ = inspect(save(picture, tmp_path / "plain.png"))
     lines = findings(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from hirescli.evaluation.inspection import drift, repetition, sharpness, tones
 from hirescli.evaluation.inspection.reduced import Reduced
+from hirescli.evaluation.inspection.repeats import Repeats
 from tests.evaluation.inspected import grain, rendered
 
 # Sharpness
@@ -63,6 +65,40 @@ def test_where_real_detail_ends(family: str, factor: int) -> None:
     size = (512 * factor, 512 * factor)
     found = levels(np.rint(enlarged(picture, size, Image.Resampling.LANCZOS)))
     assert sharpness.effective_scale(found) == 1 / factor
+
+
+def repeated(luma: NDArray[Any], rows: int = 64) -> int:
+    repeats = Repeats(luma.shape[1], luma.shape[0])
+    for y in range(0, luma.shape[0], rows):
+        repeats.fold(luma[y : y + rows].astype(np.float32))
+    return repeats.finish()
+
+
+@pytest.mark.parametrize("factor", range(2, 9))
+def test_repeated_pixels_are_no_detail(factor: int) -> None:
+    small = tones.luma(rendered("stone", 160))
+    large = small.repeat(factor, axis=0).repeat(factor, axis=1)[1:, 1:-1]  # cut amid a square
+    for rows in (1, 50, 2000):
+        assert repeated(large, rows) == factor
+    assert sharpness.effective_scale(levels(large)) == 1
+    assert sharpness.effective_scale(levels(large), factor) == 1 / factor
+
+
+def test_repeated_pixels_survive_jpeg() -> None:
+    small = Image.fromarray(rendered("islands", 160))
+    held = BytesIO()
+    small.resize((480, 480), Image.Resampling.NEAREST).save(held, "jpeg", quality=92)
+    assert repeated(tones.luma(np.asarray(Image.open(held)))) == 3
+
+
+@pytest.mark.parametrize("family", ["dunes", "wood", "sky"])
+def test_pictures_and_smooth_enlargements_repeat_no_pixels(family: str) -> None:
+    picture = tones.luma(rendered(family, 256))
+    assert repeated(picture) == 1
+    for kernel in (Image.Resampling.BILINEAR, Image.Resampling.LANCZOS):
+        assert repeated(np.rint(enlarged(picture, (1024, 1024), kernel))) == 1
+    assert repeated(np.tile(np.arange(512) // 4, (512, 1))) == 1  # a ramp; its rows are equal
+    assert repeated(picture[:16, :16]) == 1
 
 
 def test_sharpness_knows_no_brightness() -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hirescli.evaluation.inspection import repetition, seams, sharpness, tones
+from hirescli.evaluation.inspection.repeats import Repeats
 from hirescli.evaluation.inspection.seams import Seam
 from hirescli.evaluation.inspection.verdicts import REPETITION_LOOK, seam_verdict
 from hirescli.evaluation.tables import table
@@ -107,7 +108,8 @@ def sharpness_table(all_pictures: list[Picture]) -> str:
     """What share of the size is called real, after an enlargement."""
     rows = []
     for factor in (1, 2, 4):
-        for name in ("BILINEAR", "BICUBIC", "LANCZOS") if factor > 1 else ("LANCZOS",):
+        kernels = ("NEAREST", "BILINEAR", "BICUBIC", "LANCZOS")
+        for name in kernels if factor > 1 else ("LANCZOS",):
             found = [_said_scale(each, factor, name) for each in all_pictures]
             right = sum(scale == 1 / factor for scale in found)
             kernel = "-" if factor == 1 else name.lower()
@@ -150,9 +152,11 @@ def _said_scale(picture: Picture, factor: int, kernel: str) -> float | None:
     small = Image.fromarray(picture[: SIDE_PX // 2, : SIDE_PX // 2])
     size = (small.width * factor, small.height * factor)
     large = np.asarray(small.resize(size, Image.Resampling[kernel]))
-    pyramid = sharpness.Pyramid(*size)
-    pyramid.fold(tones.luma(large))
-    return sharpness.effective_scale(pyramid.finish())
+    pyramid, repeats = sharpness.Pyramid(*size), Repeats(*size)
+    levels = tones.luma(large)
+    pyramid.fold(levels)
+    repeats.fold(levels)
+    return sharpness.effective_scale(pyramid.finish(), repeats.finish())
 
 
 def main() -> None:

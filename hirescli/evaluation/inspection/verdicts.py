@@ -137,6 +137,9 @@ def _sharpness(found: Inspection) -> Finding:
         return Finding("sharpness", value, "fine", "There is real detail down to single pixels.")
     width_px, height_px = round(found.width_px * scale), round(found.height_px * scale)
     means = f"Detail ends at about {width_px}x{height_px} px; the rest is enlarged."
+    if found.repeats > 1:
+        k = found.repeats
+        means = f"Each pixel is repeated {k}x{k} times (nearest neighbour). {means}"
     return Finding("sharpness", value, "look" if scale >= 0.5 else "bad", means)
 
 
