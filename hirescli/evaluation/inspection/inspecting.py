@@ -144,8 +144,9 @@ def _measured(
     done = 0
     for band in picture.bands(rows):
         levels = luma(band)
-        for measure in (lines, crops, pyramid, repeats):
+        for measure in (crops, pyramid, repeats):
             measure.fold(levels)
+        lines.fold(band)
         small.fold(band)
         if base_cells is not None:
             cells.fold(band)

@@ -84,6 +84,8 @@ def _seams(found: Inspection) -> Finding:
         f"{worst.lines} {_DIRECTION[worst.axis]} lines, every {worst.period_px} px from"
         f" {letter} = {worst.offset_px} on, jump {worst.ratio:.1f} times as much as others."
     )
+    if worst.channel != "Y":
+        means = f"{means[:-1]}, in colour ({worst.channel})."
     tiles = " Tiles leave such lines." if verdict == "bad" else " Tiles or straight edges do."
     return Finding("seams", value, verdict, means + tiles)
 
