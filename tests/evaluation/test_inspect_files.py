@@ -211,6 +211,32 @@ def test_the_base_is_looked_for(tmp_path: Path, picture: NDArray[np.uint8]) -> N
     assert found.drift.shift_delta_e < 2
 
 
+def test_a_whole_cast_and_a_local_one_are_told(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    Image.fromarray(picture).resize((80, 64)).save(tmp_path / "base.png")
+    quarter, whole = picture.astype(int), picture.astype(int)
+    quarter[:128, :160] += 25
+    whole[:, :, 0] += 5
+    said = {}
+    for name, each in (("plain", picture), ("quarter", quarter), ("whole", whole)):
+        Image.fromarray(np.clip(each, 0, 255).astype(np.uint8)).save(tmp_path / "a.png")
+        said[name] = findings(inspect(tmp_path / "a.png", base=tmp_path / "base.png")[0])[2]
+    assert [line.verdict for line in said.values()] == ["fine", "bad", "fine"]
+    assert said["plain"].means.startswith("Colours are close to those of the base stage.")
+    assert "of a quarter" in said["quarter"].value
+
+
+def test_one_more_digit_near_a_limit(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    path = save(picture, tmp_path / "plain.png")
+    found, _ = inspect(path, base=path)
+    for shift, shown, verdict in (
+        (2.0, "dE 2.0,", "fine"), (2.49, "dE 2.49,", "fine"), (2.5, "dE 2.50,", "look"),
+    ):  # fmt: skip
+        assert found.drift is not None
+        line = findings(replace(found, drift=replace(found.drift, shift_delta_e=shift)))[2]
+        assert line.value.startswith(shown)
+        assert line.verdict == verdict
+
+
 def test_a_base_of_another_shape_is_refused(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
     path = save(picture, tmp_path / "plain.png")
     Image.fromarray(picture[:100]).save(tmp_path / "base.png")
