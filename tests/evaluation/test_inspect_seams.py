@@ -131,9 +131,18 @@ def test_any_offset_and_direction(period: int, offset: int, down: bool) -> None:
     means_of_lines = means(levels.T if down else levels)[1 if down else 0]
     found = strongest(find_seams(means_of_lines, "rows" if down else "columns"))
     assert found is not None
-    assert (found.period_px, found.offset_px) == (period, offset)
+    assert (found.period_px, found.offset_px) == (period, offset or period)
     assert found.z > SEAM_LOOK_Z
     assert found.axis == ("rows" if down else "columns")
+
+
+def test_an_edge_is_no_line() -> None:
+    """Tiles from 0 on: the first seam is where the second tile begins."""
+    for period in (96, 256):
+        levels = grain(512, 900) + 8.0 * (np.arange(900) // period % 2)
+        found = seams(levels)[0]
+        assert (found.period_px, found.offset_px) == (period, period)
+        assert found.lines == len(range(period, 900, period))
 
 
 def test_periods_that_are_no_multiple_of_8_are_found_by_their_lines() -> None:

@@ -67,7 +67,8 @@ class Seam:
 
     Attributes:
         axis: "columns": vertical lines; "rows": horizontal ones.
-        period_px, offset_px: The lines lie before the pixels offset + k * period.
+        period_px, offset_px: The lines lie before the pixels offset + k * period. An edge of the
+            picture is no line: offset is 1 or more, and at most the period.
         ratio: Of the jump there to that elsewhere; 1 without seams, at most about 6.
         z: Confidence, in deviations of the same ratio at other offsets.
         ramp_px: Width over which the jump is spread: 1 (sharp) to 32 (blended).
@@ -209,8 +210,8 @@ def _of_periods(
         offset = int(z.argmax())
         if lines[offset] >= 2:
             yield Seam(
-                axis, period * scale, offset * scale, float(ratio[offset]), float(z[offset]),
-                scale, int(lines[offset]),
+                axis, period * scale, (offset or period) * scale, float(ratio[offset]),
+                float(z[offset]), scale, int(lines[offset]),
             )  # fmt: skip
 
 
