@@ -128,7 +128,7 @@ def _drift(found: Inspection) -> Finding:
     shift = _shown(drift.shift_delta_e, 1, (SHIFT_LOOK, SHIFT_BAD))
     quarter = _shown(drift.quarter_delta_e, 1, (QUARTER_LOOK, QUARTER_BAD))
     cell = _shown(drift.max_delta_e, 0, (CELL_LOOK, CELL_BAD))
-    value = f"dE {shift}, of a quarter {quarter}, in places {cell}"
+    value = f"dE {shift}, quarter {quarter}, cell {cell}"
     return Finding("colour drift", value, verdict, means + moved)
 
 
