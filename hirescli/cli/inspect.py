@@ -47,15 +47,22 @@ def inspect(
         typer.Option(
             "--figure",
             metavar="PNG",
-            help=f"Where the figure goes, of one FILE. Default: FILE{_SUFFIX}.",
+            help=f"Where the figure goes, of one FILE. Default: FILE{_SUFFIX}; with --json, none.",
             show_default=False,
         ),
     ] = None,
     no_figure: Annotated[
-        bool, typer.Option("--no-figure", help="Write no figure. Default: one for each FILE.")
+        bool,
+        typer.Option(
+            "--no-figure", help="Write no figure. Default: one for each FILE, with --json none."
+        ),
     ] = False,
     json_: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object for each FILE, a line each.")
+        bool,
+        typer.Option(
+            "--json",
+            help="Print one JSON object for each FILE, a line each; a figure with --figure only.",
+        ),
     ] = False,
 ) -> None:
     """Measure what goes wrong in large generated pictures, and say what the numbers mean.
@@ -73,7 +80,7 @@ def inspect(
     from hirescli.evaluation.inspection.rows import open_picture
     from hirescli.evaluation.inspection.verdicts import to_dict
 
-    targets = _targets(files, figure, none=no_figure)
+    targets = _targets(files, figure, none=no_figure, default=not json_)
     if base is not None and len(files) > 1:
         raise RequestError(f"--base is of one picture, {len(files)} are named; name one of them")
     for target in targets:
@@ -95,12 +102,15 @@ def inspect(
         _show(all_found, targets)
 
 
-def _targets(files: Sequence[Path], figure: Path | None, *, none: bool) -> list[Path | None]:
+def _targets(
+    files: Sequence[Path], figure: Path | None, *, none: bool, default: bool
+) -> list[Path | None]:
+    """Where the figure of each file goes; `default`: whether there is one that is not named."""
     if figure is not None and none:
         raise RequestError("--figure and --no-figure exclude each other; leave one out")
     if figure is not None and len(files) > 1:
         raise RequestError(f"--figure is of one picture, {len(files)} are named; leave it out")
-    if none:
+    if none or (figure is None and not default):
         return [None] * len(files)
     return [figure or Path(f"{file}{_SUFFIX}") for file in files]
 

@@ -42,7 +42,7 @@ def test_a_table_and_a_figure(hires: Callable, picture: Path) -> None:
 
 def test_json(hires: Callable, picture: Path) -> None:
     Image.open(picture).resize((64, 64)).save("base.jpg", quality=95)
-    ran = hires("inspect", picture, "--base", "base.jpg", "--no-figure", "--json")
+    ran = hires("inspect", picture, "--base", "base.jpg", "--json")
     assert (ran.code, ran.err) == (0, "")
     facts = json.loads(ran.out)
     assert facts["verdict"] in ("fine", "look", "bad")
@@ -53,7 +53,10 @@ def test_json(hires: Callable, picture: Path) -> None:
     assert {"period_px", "offset_px", "ratio", "z"} <= facts["seams"][0].keys()
     assert facts["drift"]["shift_delta_e"] < 2
     assert [level["width_px"] for level in facts["levels"]] == [256, 128, 64]
-    assert not Path("sea.png.inspect.png").exists()
+    assert {path.name for path in Path().iterdir()} == {"sea.png", "base.jpg"}
+    named = json.loads(hires("inspect", picture, "--figure", "a.png", "--json").out)
+    assert named["figure"] == "a.png"
+    assert Path("a.png").exists()
 
 
 def test_several_files_are_compared(hires: Callable, picture: Path) -> None:

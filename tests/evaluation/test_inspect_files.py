@@ -22,6 +22,7 @@ from hirescli.evaluation.inspection.inspecting import inspect
 from hirescli.evaluation.inspection.rows import open_picture
 from hirescli.evaluation.inspection.verdicts import Verdict, findings, overall, to_dict
 from hirescli.output.spool import Spool
+from hirescli.output.zstd_tiff import save_zstd_tiff
 from tests.conftest import ROOT
 from tests.evaluation.inspected import rendered
 
@@ -34,11 +35,10 @@ def picture() -> NDArray[np.uint8]:
 def save(picture: NDArray[Any], path: Path) -> Path:
     """A file of the kind that its name says."""
     kind = path.stem
-    if kind == "pyramid":
-        options: Any = {"tile": (64, 64), "photometric": "rgb", "compression": "deflate"}
-        with tifffile.TiffWriter(path) as tiff:
-            tiff.write(picture, **options)
-            tiff.write(np.ascontiguousarray(picture[::2, ::2]), subfiletype=1, **options)
+    if kind == "zstd":
+        save_zstd_tiff(lambda plain: _save_pyramid(picture, plain, compression=None), path)
+    elif kind == "pyramid":
+        _save_pyramid(picture, path, compression="deflate")
     elif kind == "subifds":
         with tifffile.TiffWriter(path) as tiff:
             tiff.write(picture, subifds=1, photometric="rgb", tile=(64, 64))
@@ -57,18 +57,48 @@ def save(picture: NDArray[Any], path: Path) -> Path:
     return path
 
 
+def _save_pyramid(picture: NDArray[Any], path: Path, *, compression: str | None) -> None:
+    options: Any = {"tile": (64, 64), "photometric": "rgb", "compression": compression}
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(picture, **options)
+        tiff.write(np.ascontiguousarray(picture[::2, ::2]), subfiletype=1, **options)
+
+
 def read(path: Path) -> NDArray[Any]:
     return np.concatenate(list(open_picture(path).bands()))
 
 
 @pytest.mark.parametrize(
     "name", ["plain.png", "alpha.png", "plain.tif", "pyramid.tif", "subifds.tif", "deep.tif",
-             "spool.tif"],
+             "spool.tif", "zstd.tif"],
 )  # fmt: skip
 def test_rows_are_the_pixels(tmp_path: Path, picture: NDArray[np.uint8], name: str) -> None:
     rows = read(save(picture, tmp_path / name))
     deep = name in ("deep.tif", "spool.tif")
     np.testing.assert_array_equal(rows, picture.astype(np.uint16) * 257 if deep else picture)
+
+
+def test_damage_in_zstd_is_named(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    path = save(picture, tmp_path / "zstd.tif")
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        place = page.dataoffsets[5] + page.databytecounts[5] // 2
+    held = bytearray(path.read_bytes())
+    held[place] ^= 1
+    path.write_bytes(held)
+    with pytest.raises(RequestError, match=r"zstd\.tif is damaged"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["a.dzi", "a.zoomify", "a.iiif"])
+def test_tiles_for_browsers_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith(".dzi"):
+        path.write_text("<Image/>")
+    else:
+        path.mkdir()
+    with pytest.raises(RequestError, match="tiles for browsers; inspect the TIFF"):
+        open_picture(path)
 
 
 def test_jpeg_and_grey(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
@@ -88,7 +118,7 @@ def test_tiles_are_seen(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
 
 def test_the_kind_of_file_changes_nothing(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
     plain, _ = inspect(save(picture, tmp_path / "plain.png"))
-    for name in ("pyramid.tif", "spool.tif"):
+    for name in ("pyramid.tif", "spool.tif", "zstd.tif"):
         other, _ = inspect(save(picture, tmp_path / name))
         same = replace(other, path=plain.path, format=plain.format, bits=plain.bits)
         assert_close(to_dict(same), to_dict(plain))
@@ -141,6 +171,16 @@ def test_a_fine_and_a_bad_picture(tmp_path: Path) -> None:
     assert verdicts["blurred"]["sharpness"] in ("look", "bad")
 
 
+def test_nearest_neighbour_is_said(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    large = Image.fromarray(picture).resize((960, 768), Image.Resampling.NEAREST)
+    large.save(tmp_path / "a.png")
+    found, _ = inspect(tmp_path / "a.png")
+    said = findings(found)[-1]
+    assert (found.repeats, found.effective_scale, said.verdict) == (3, 1 / 3, "bad")
+    assert "3x3 times (nearest neighbour)" in said.means
+    assert "320x256 px" in said.means
+
+
 def test_the_worst_verdict_counts(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
     found, _ = inspect(save(picture, tmp_path / "plain.png"))
     lines = findings(found)
@@ -169,6 +209,32 @@ def test_the_base_is_looked_for(tmp_path: Path, picture: NDArray[np.uint8]) -> N
     assert found.base == preview
     assert found.drift is not None
     assert found.drift.shift_delta_e < 2
+
+
+def test_a_whole_cast_and_a_local_one_are_told(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    Image.fromarray(picture).resize((80, 64)).save(tmp_path / "base.png")
+    quarter, whole = picture.astype(int), picture.astype(int)
+    quarter[:128, :160] += 25
+    whole[:, :, 0] += 5
+    said = {}
+    for name, each in (("plain", picture), ("quarter", quarter), ("whole", whole)):
+        Image.fromarray(np.clip(each, 0, 255).astype(np.uint8)).save(tmp_path / "a.png")
+        said[name] = findings(inspect(tmp_path / "a.png", base=tmp_path / "base.png")[0])[2]
+    assert [line.verdict for line in said.values()] == ["fine", "bad", "fine"]
+    assert said["plain"].means.startswith("Colours are close to those of the base stage.")
+    assert "quarter" in said["quarter"].value
+
+
+def test_one_more_digit_near_a_limit(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    path = save(picture, tmp_path / "plain.png")
+    found, _ = inspect(path, base=path)
+    for shift, shown, verdict in (
+        (2.0, "dE 2.0,", "fine"), (2.49, "dE 2.49,", "fine"), (2.5, "dE 2.50,", "look"),
+    ):  # fmt: skip
+        assert found.drift is not None
+        line = findings(replace(found, drift=replace(found.drift, shift_delta_e=shift)))[2]
+        assert line.value.startswith(shown)
+        assert line.verdict == verdict
 
 
 def test_a_base_of_another_shape_is_refused(tmp_path: Path, picture: NDArray[np.uint8]) -> None:

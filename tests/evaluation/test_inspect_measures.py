@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 
 from hirescli.evaluation.inspection import drift, repetition, sharpness, tones
 from hirescli.evaluation.inspection.reduced import Reduced
+from hirescli.evaluation.inspection.repeats import Repeats
+from hirescli.evaluation.inspection.verdicts import CELL_LOOK, QUARTER_BAD
 from tests.evaluation.inspected import grain, rendered
 
 # Sharpness
@@ -63,6 +66,40 @@ def test_where_real_detail_ends(family: str, factor: int) -> None:
     size = (512 * factor, 512 * factor)
     found = levels(np.rint(enlarged(picture, size, Image.Resampling.LANCZOS)))
     assert sharpness.effective_scale(found) == 1 / factor
+
+
+def repeated(luma: NDArray[Any], rows: int = 64) -> int:
+    repeats = Repeats(luma.shape[1], luma.shape[0])
+    for y in range(0, luma.shape[0], rows):
+        repeats.fold(luma[y : y + rows].astype(np.float32))
+    return repeats.finish()
+
+
+@pytest.mark.parametrize("factor", range(2, 9))
+def test_repeated_pixels_are_no_detail(factor: int) -> None:
+    small = tones.luma(rendered("stone", 160))
+    large = small.repeat(factor, axis=0).repeat(factor, axis=1)[1:, 1:-1]  # cut amid a square
+    for rows in (1, 50, 2000):
+        assert repeated(large, rows) == factor
+    assert sharpness.effective_scale(levels(large)) == 1
+    assert sharpness.effective_scale(levels(large), factor) == 1 / factor
+
+
+def test_repeated_pixels_survive_jpeg() -> None:
+    small = Image.fromarray(rendered("islands", 160))
+    held = BytesIO()
+    small.resize((480, 480), Image.Resampling.NEAREST).save(held, "jpeg", quality=92)
+    assert repeated(tones.luma(np.asarray(Image.open(held)))) == 3
+
+
+@pytest.mark.parametrize("family", ["dunes", "wood", "sky"])
+def test_pictures_and_smooth_enlargements_repeat_no_pixels(family: str) -> None:
+    picture = tones.luma(rendered(family, 256))
+    assert repeated(picture) == 1
+    for kernel in (Image.Resampling.BILINEAR, Image.Resampling.LANCZOS):
+        assert repeated(np.rint(enlarged(picture, (1024, 1024), kernel))) == 1
+    assert repeated(np.tile(np.arange(512) // 4, (512, 1))) == 1  # a ramp; its rows are equal
+    assert repeated(picture[:16, :16]) == 1
 
 
 def test_sharpness_knows_no_brightness() -> None:
@@ -240,6 +277,41 @@ def test_drift_everywhere_and_in_places() -> None:
     assert found.shift_delta_e < 3
     assert np.unravel_index(np.argmax(found.delta_e), (8, 8)) == (1, 3)
     assert found.max_delta_e == max(map(max, found.delta_e))
+
+
+def test_a_quarter_that_is_brighter_counts() -> None:
+    """No single cell tells."""
+    picture = rendered("dunes", 256).astype(int)
+    base = cells(picture.astype(np.uint8), (8, 8))
+    picture[128:, :128] += 25
+    found = drift.compare(cells(np.clip(picture, 0, 255).astype(np.uint8), (8, 8)), base)
+    assert found.max_delta_e < CELL_LOOK
+    assert found.quarter_delta_e > QUARTER_BAD
+
+
+def test_quarters_are_means_of_light() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((8, 8), (3, 5), (1, 8), (6, 1)):
+        one, other = rng.uniform(size=(2, *shape, 3))
+        down, across = (min(2, side) for side in shape)
+        double = [np.repeat(np.repeat(each, 2, axis=0), 2, axis=1) for each in (one, other)]
+        quarters = [
+            each.reshape(down, 2 * shape[0] // down, across, -1, 3).mean(axis=(1, 3))
+            for each in double
+        ]
+        distance = np.linalg.norm(tones.lab(quarters[0]) - tones.lab(quarters[1]), axis=-1)
+        found = drift.compare(one, other).quarter_delta_e
+        assert found == pytest.approx(distance.max(), rel=1e-6)
+
+
+def test_detail_that_moves_within_a_quarter_is_no_drift() -> None:
+    base = np.full((8, 8, 3), 0.2)
+    base[1:3, 1:3] = 0.9
+    moved = np.full((8, 8, 3), 0.2)
+    moved[0:2, 2:4] = 0.9
+    found = drift.compare(moved, base)
+    assert found.max_delta_e > 30
+    assert found.quarter_delta_e < 0.01
 
 
 def test_the_grid_fits_the_picture() -> None:

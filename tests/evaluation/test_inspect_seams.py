@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hirescli.evaluation.inspection.calibration import tiled
+from hirescli.evaluation.inspection.calibration import COLOUR, tiled
 from hirescli.evaluation.inspection.seams import (
     MOST_BLOCKS,
     LineMeans,
@@ -19,12 +19,15 @@ from hirescli.evaluation.inspection.seams import (
     profile,
     strongest,
 )
-from hirescli.evaluation.inspection.tones import luma
 from hirescli.evaluation.inspection.verdicts import SEAM_LOOK_Z, seam_verdict
 from tests.evaluation.inspected import grain, rendered
 
 
 def means(levels: NDArray[Any], rows: int = 64) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Of a picture, or of grey levels (height, width), with fractions."""
+    if levels.ndim == 2:
+        deep = np.rint(np.clip(levels, 0, 255) * 257).astype(np.uint16)
+        levels = np.repeat(deep[:, :, None], 3, axis=2)
     lines = LineMeans(levels.shape[1], levels.shape[0])
     for y in range(0, levels.shape[0], rows):
         lines.fold(levels[y : y + rows])
@@ -32,8 +35,7 @@ def means(levels: NDArray[Any], rows: int = 64) -> tuple[NDArray[Any], NDArray[A
 
 
 def seams(picture: NDArray[Any], tile_px: tuple[int, ...] = ()) -> tuple[Seam, Seam]:
-    levels = luma(picture) if picture.ndim == 3 else picture
-    columns, rows = means(levels.astype(np.float32))
+    columns, rows = means(picture)
     found = (
         strongest(find_seams(columns, "columns", tile_px)),
         strongest(find_seams(rows, "rows", tile_px)),
@@ -70,11 +72,39 @@ def test_pictures_without_have_none(family: str) -> None:
 def test_the_ratio_is_about_1_where_there_are_none() -> None:
     columns, rows = means(grain(1024, 1536))
     for axis, c in (("columns", columns), ("rows", rows)):
-        inner = profile(c)[10:-10]
+        inner = profile(c[0])[10:-10]
         assert abs(np.median(inner) - 1) < 0.02
         many = [seam.ratio for seam in find_seams(c, axis) if seam.lines >= 8]
         assert 0.9 < np.median(many) < 1.1
         assert max(many) < 1.5  # the largest of hundreds of offsets
+
+
+@pytest.mark.parametrize("channel", ["R-Y", "B-Y"])
+def test_seams_in_colour_alone_are_found(channel: str) -> None:
+    """A clean gradient, where each second tile is redder, or bluer, by equal brightness."""
+    y, x = np.mgrid[:768, :1024]
+    tile = ((x - 37) // 256 + (y - 101) // 192) % 2
+    shift = {"R-Y": [5, -5 * 0.2126 / 0.7152, 0], "B-Y": [0, -5 * 0.0722 / 0.7152, 5]}[channel]
+    rng = np.random.default_rng(0)
+    plain = (60 + y / 8 + x / 16)[:, :, None] + rng.uniform(-0.5, 0.5, (768, 1024, 3))
+    for planted in (False, True):
+        picture = np.rint(plain + planted * tile[:, :, None] * shift).astype(np.uint8)
+        for seam in seams(picture):
+            assert seam_verdict(seam) == ("bad" if planted else "fine"), seam
+            if planted:
+                assert seam.channel == channel
+                period, first = (256, 37) if seam.axis == "columns" else (192, 101)
+                assert seam.period_px == period
+                assert abs(seam.offset_px - first) <= seam.ramp_px
+
+
+@pytest.mark.parametrize("family", ["dunes", "sea", "canyon"])
+def test_colour_shifts_of_tiles_are_found(family: str) -> None:
+    picture = tiled(rendered(family, 768), period=192, offset=(37, 101), jump=4, colour=COLOUR)
+    worst = max(seams(picture), key=lambda seam: seam.z)
+    assert seam_verdict(worst) != "fine"
+    assert worst.period_px % 192 == 0
+    assert worst.channel != "Y"
 
 
 def test_a_blended_tiling_is_found() -> None:
@@ -101,9 +131,18 @@ def test_any_offset_and_direction(period: int, offset: int, down: bool) -> None:
     means_of_lines = means(levels.T if down else levels)[1 if down else 0]
     found = strongest(find_seams(means_of_lines, "rows" if down else "columns"))
     assert found is not None
-    assert (found.period_px, found.offset_px) == (period, offset)
+    assert (found.period_px, found.offset_px) == (period, offset or period)
     assert found.z > SEAM_LOOK_Z
     assert found.axis == ("rows" if down else "columns")
+
+
+def test_an_edge_is_no_line() -> None:
+    """Tiles from 0 on: the first seam is where the second tile begins."""
+    for period in (96, 256):
+        levels = grain(512, 900) + 8.0 * (np.arange(900) // period % 2)
+        found = seams(levels)[0]
+        assert (found.period_px, found.offset_px) == (period, period)
+        assert found.lines == len(range(period, 900, period))
 
 
 def test_periods_that_are_no_multiple_of_8_are_found_by_their_lines() -> None:
@@ -133,14 +172,18 @@ def test_what_every_block_does_cancels(period: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64, 1000])
-def test_means_are_those_of_the_whole_picture(rows: int) -> None:
-    levels = grain(300, 215)
-    columns, across = means(levels, rows)
-    block_rows, block_columns = 16, 16
-    plain = levels[:288].astype(np.float64).reshape(18, block_rows, 215).mean(axis=1)
-    np.testing.assert_allclose(columns, plain, rtol=1e-6)
-    plain = levels[:, :208].astype(np.float64).reshape(300, 13, block_columns).mean(axis=2)
-    np.testing.assert_allclose(across, plain.T, rtol=1e-6)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_means_are_those_of_the_whole_picture(rows: int, dtype: Any) -> None:
+    top = np.iinfo(dtype).max
+    picture = np.random.default_rng(0).integers(0, top + 1, (300, 215, 3), dtype=dtype)
+    columns, across = means(picture, rows)
+    red, green, blue = np.moveaxis(picture * (255 / top), -1, 0)
+    y = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    for channel, plain in enumerate((y, red - y, blue - y)):
+        of_columns = plain[:288].reshape(18, 16, 215).mean(axis=1)
+        np.testing.assert_allclose(columns[channel], of_columns, atol=2e-4)
+        of_rows = plain[:, :208].reshape(300, 13, 16).mean(axis=2)
+        np.testing.assert_allclose(across[channel], of_rows.T, atol=2e-4)
 
 
 def test_the_formula() -> None:
@@ -164,7 +207,7 @@ def test_the_formula() -> None:
 
 def test_brightness_and_contrast_change_little() -> None:
     levels = grain(512, 900) + 3.0 * ((np.arange(900) - 21) // 128 % 2)
-    plain, brighter = seams(levels)[0], seams(levels + 40)[0]
+    plain, brighter = seams(levels)[0], seams(levels + 10)[0]
     assert (plain.period_px, plain.offset_px) == (brighter.period_px, brighter.offset_px)
     assert brighter.ratio == pytest.approx(plain.ratio, rel=1e-3)
     assert seams(levels * 0.5)[0].ratio == pytest.approx(plain.ratio, rel=0.1)
@@ -173,8 +216,8 @@ def test_brightness_and_contrast_change_little() -> None:
 def test_memory_of_the_means_is_bounded() -> None:
     lines = LineMeans(40_000, 20_000)
     columns, rows = lines.finish()
-    assert columns.shape[0] <= MOST_BLOCKS
-    assert rows.shape[0] <= MOST_BLOCKS
+    assert columns.shape[1] <= MOST_BLOCKS
+    assert rows.shape[1] <= MOST_BLOCKS
 
 
 def test_short_sides_have_no_answer() -> None:

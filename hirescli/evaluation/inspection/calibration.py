@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hirescli.evaluation.inspection import repetition, seams, sharpness, tones
+from hirescli.evaluation.inspection.repeats import Repeats
 from hirescli.evaluation.inspection.seams import Seam
 from hirescli.evaluation.inspection.verdicts import REPETITION_LOOK, seam_verdict
 from hirescli.evaluation.tables import table
@@ -23,6 +24,8 @@ from hirescli.training.scenes import FAMILIES, render
 
 SIDE_PX = 1024
 PERIOD_PX, OFFSET_PX = 256, (37, 101)
+GREY = (1.0, 1.0, 1.0)
+COLOUR = (1.0, -0.2126 / 0.7152, 0.0)  # red up, green down: luma stays
 Picture = NDArray[Any]
 
 
@@ -37,6 +40,7 @@ def tiled(
     *,
     jump: float,
     ramp: int = 1,
+    colour: tuple[float, float, float] = (1, 1, 1),
     period: int = PERIOD_PX,
     offset: tuple[int, int] = OFFSET_PX,
 ) -> Picture:
@@ -46,6 +50,7 @@ def tiled(
         picture: (height, width, 3), levels of 255.
         jump: In such levels.
         ramp: Pixels over which tiles are blended; 1: not at all.
+        colour: Share of the jump in red, green and blue.
         period: Side of a tile in px.
         offset: First column and row that begin a tile.
 
@@ -62,24 +67,26 @@ def tiled(
     both = across[iy] * wy[:, None] + across[np.maximum(iy - 1, 0)] * (1 - wy[:, None])
     # What a decoder gives is no whole number before it is rounded.
     between = picture + rng.uniform(-0.5, 0.5, picture.shape)
-    made: Picture = np.clip(np.rint(between + both[:, :, None]), 0, 255).astype(np.uint8)
+    made: Picture = np.clip(np.rint(between + both[:, :, None] * colour), 0, 255).astype(np.uint8)
     return made
 
 
 def seams_table(all_pictures: list[Picture]) -> str:
     """How many directions of all pictures are called what, by the planted jump."""
-    plants = [(0, 1), (1, 1), (2, 1), (4, 1), (2, 32), (8, 32)]
+    plants = [(0, 1, GREY), (1, 1, GREY), (2, 1, GREY), (4, 1, GREY), (2, 32, GREY), (8, 32, GREY),
+              (1, 1, COLOUR), (2, 1, COLOUR), (4, 1, COLOUR), (10, 1, COLOUR)]  # fmt: skip
     rows = []
-    for jump, ramp in plants:
+    for jump, ramp, colour in plants:
         found = [
             seam
             for picture in all_pictures
-            for seam in _seams(tiled(picture, jump=jump, ramp=ramp))
+            for seam in _seams(tiled(picture, jump=jump, ramp=ramp, colour=colour))
         ]
         verdicts = [seam_verdict(seam) for seam in found]
         right = sum(_is_planted(seam, ramp) for seam in found)
         counts = [str(verdicts.count(verdict)) for verdict in ("fine", "look", "bad")]
         planted = f"{jump} over {ramp} px" if jump else "none"
+        planted += ", in colour alone" if colour == COLOUR else ""
         z = f"{statistics.median(seam.z for seam in found):.1f}"
         largest = f"{max(seam.z for seam in found):.1f}"
         rows.append([planted, *counts, str(right) if jump else "-", z, largest])
@@ -107,7 +114,8 @@ def sharpness_table(all_pictures: list[Picture]) -> str:
     """What share of the size is called real, after an enlargement."""
     rows = []
     for factor in (1, 2, 4):
-        for name in ("BILINEAR", "BICUBIC", "LANCZOS") if factor > 1 else ("LANCZOS",):
+        kernels = ("NEAREST", "BILINEAR", "BICUBIC", "LANCZOS")
+        for name in kernels if factor > 1 else ("LANCZOS",):
             found = [_said_scale(each, factor, name) for each in all_pictures]
             right = sum(scale == 1 / factor for scale in found)
             kernel = "-" if factor == 1 else name.lower()
@@ -124,7 +132,7 @@ def _places(side: int, period: int, offset: int, ramp: int) -> tuple[Any, Any]:
 
 def _seams(picture: Picture) -> list[Seam]:
     lines = seams.LineMeans(picture.shape[1], picture.shape[0])
-    lines.fold(tones.luma(picture))
+    lines.fold(picture)
     columns, rows = lines.finish()
     found = (
         seams.strongest(seams.find_seams(columns, "columns")),
@@ -150,9 +158,11 @@ def _said_scale(picture: Picture, factor: int, kernel: str) -> float | None:
     small = Image.fromarray(picture[: SIDE_PX // 2, : SIDE_PX // 2])
     size = (small.width * factor, small.height * factor)
     large = np.asarray(small.resize(size, Image.Resampling[kernel]))
-    pyramid = sharpness.Pyramid(*size)
-    pyramid.fold(tones.luma(large))
-    return sharpness.effective_scale(pyramid.finish())
+    pyramid, repeats = sharpness.Pyramid(*size), Repeats(*size)
+    levels = tones.luma(large)
+    pyramid.fold(levels)
+    repeats.fold(levels)
+    return sharpness.effective_scale(pyramid.finish(), repeats.finish())
 
 
 def main() -> None:

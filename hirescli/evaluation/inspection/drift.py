@@ -9,6 +9,8 @@ cells counts in both by its share), as CIE Lab.
   in Lab (CIE 1976). About 2 is seen side by side;
 - drift map: dE[i, j] of the two cells. A stage may move a cloud from one cell to the next, so
   up to 20 in a cell is no fault;
+- quarters: dE of the means over each quarter of the picture, where moved detail averages out, and
+  a change of a part of the picture does not;
 - spread: the deviation over cells, per channel; contrast, so to speak, with grain left out.
 
 References:
@@ -38,6 +40,7 @@ class Drift:
     Attributes:
         shift_delta_e: Of the means over all cells.
         mean_shift: The same per channel: the picture's less the base's.
+        quarter_delta_e: Of the means over the quarter that differs most.
         max_delta_e, mean_delta_e: Over the cells.
         delta_e: The drift map, (rows, columns) of cells.
         spread, base_spread: Deviations over the cells.
@@ -45,6 +48,7 @@ class Drift:
 
     shift_delta_e: float
     mean_shift: tuple[float, float, float]
+    quarter_delta_e: float
     max_delta_e: float
     mean_delta_e: float
     delta_e: tuple[tuple[float, ...], ...]
@@ -107,17 +111,30 @@ def same_shape(size: tuple[int, int], base_size: tuple[int, int]) -> bool:
 def compare(picture: Floats, base: Floats) -> Drift:
     """The drift between two grids of linear light, (rows, columns, 3)."""
     of_picture, of_base = lab(picture), lab(base)
-    delta_e = np.sqrt(((of_picture - of_base) ** 2).sum(axis=2))
+    delta_e = _distance(of_picture, of_base)
     shift = of_picture.mean(axis=(0, 1)) - of_base.mean(axis=(0, 1))
     return Drift(
         shift_delta_e=float(np.linalg.norm(shift)),
         mean_shift=_triple(shift),
+        quarter_delta_e=float(_distance(lab(_quarters(picture)), lab(_quarters(base))).max()),
         max_delta_e=float(delta_e.max()),
         mean_delta_e=float(delta_e.mean()),
         delta_e=tuple(tuple(map(float, row)) for row in delta_e),
         spread=_triple(of_picture.std(axis=(0, 1))),
         base_spread=_triple(of_base.std(axis=(0, 1))),
     )
+
+
+def _quarters(cells: Floats) -> Floats:
+    """The mean light of each quarter, (2, 2, 3); of a single row or column, each half."""
+    down, across = (shares(side, min(2, side)) for side in cells.shape[:2])
+    made: Floats = np.einsum("iy,jx,yxk->ijk", down, across, cells)
+    return made
+
+
+def _distance(one: Floats, other: Floats) -> Floats:
+    made: Floats = np.sqrt(((one - other) ** 2).sum(axis=-1))
+    return made
 
 
 def _triple(values: Iterable[Any]) -> tuple[float, float, float]:

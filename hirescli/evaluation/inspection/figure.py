@@ -72,8 +72,8 @@ def _words(axes: Axes, lines: tuple[Finding, ...]) -> None:
         y = 0.98 - 0.25 * number
         word, colour = _MARKS[line.verdict]
         axes.text(0, y, line.measure, fontweight="bold", va="top")
-        axes.text(0.36, y, word, fontweight="bold", va="top", color=colour)
-        axes.text(0.98, y, line.value, va="top", ha="right", color=INK)
+        axes.text(0.34, y, word, fontweight="bold", va="top", color=colour)
+        axes.text(0.98, y, line.value, va="top", ha="right", color=INK, fontsize=9)
         axes.text(0, y - 0.07, _wrapped(line.means), va="top", fontsize=9)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)

@@ -15,6 +15,7 @@ from hirescli.evaluation.inspection import repetition, seams
 from hirescli.evaluation.inspection.base import base_of
 from hirescli.evaluation.inspection.drift import Cells, Drift, compare, grid_shape, same_shape
 from hirescli.evaluation.inspection.reduced import Reduced
+from hirescli.evaluation.inspection.repeats import Repeats
 from hirescli.evaluation.inspection.repetition import Crops, Peak
 from hirescli.evaluation.inspection.rows import Picture, open_picture
 from hirescli.evaluation.inspection.seams import LineMeans, Seam
@@ -43,7 +44,9 @@ class Inspection:
         base: The file that `drift` is against.
         drift: Colours against the base.
         levels: Sharpness, the finest level first.
-        effective_scale: The share of the full side down to which there is real detail.
+        repeats: How often each pixel is repeated in both directions; 1: it is not.
+        effective_scale: The share of the full side down to which there is real detail; at most
+            1 / `repeats`.
     """
 
     path: Path
@@ -57,6 +60,7 @@ class Inspection:
     base: Path | None
     drift: Drift | None
     levels: tuple[Level, ...]
+    repeats: int
     effective_scale: float | None
 
 
@@ -135,12 +139,14 @@ def _measured(
 ) -> tuple[Inspection, Traces]:
     size = picture.width_px, picture.height_px
     lines, crops, pyramid = LineMeans(*size), Crops(*size), Pyramid(*size)
+    repeats = Repeats(*size)
     small, cells = Reduced(*size, repetition.REDUCED_PX), Cells(*size, grid)
     done = 0
     for band in picture.bands(rows):
         levels = luma(band)
-        for measure in (lines, crops, pyramid):
+        for measure in (crops, pyramid, repeats):
             measure.fold(levels)
+        lines.fold(band)
         small.fold(band)
         if base_cells is not None:
             cells.fold(band)
@@ -149,7 +155,7 @@ def _measured(
     copy = small.finish()
     periods = _periods(lines, picture.tile_px)
     peak, scores = _repetition(copy, small.factor)
-    measured = pyramid.finish()
+    measured, repeated = pyramid.finish(), repeats.finish()
     found = Inspection(
         path=picture.path,
         width_px=picture.width_px,
@@ -162,7 +168,8 @@ def _measured(
         base=base,
         drift=None if base_cells is None else compare(cells.finish(), base_cells),
         levels=measured,
-        effective_scale=effective_scale(measured),
+        repeats=repeated,
+        effective_scale=effective_scale(measured, repeated),
     )
     return found, Traces(copy, small.factor, tuple(periods), scores)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hirescli.errors import RequestError
 from hirescli.output.picture_header import COLOUR_CHANNELS, Header, naming, read_header
 from hirescli.output.quiet import tifffile_silent
+from hirescli.output.zstd_tiff import zstd_rows
 
 if TYPE_CHECKING:
     import pyvips
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _BAND_ROWS = 64
 _DTYPES = {"uchar": "u1", "ushort": "u2"}
 _TOP_16 = 65535
+_TILE_FOLDERS = (".dzi", ".zoomify", ".iiif")
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,22 @@ class Picture:
     bits: int
     tile_px: tuple[int, ...]
     _image: pyvips.Image
+    _zstd_page: int | None
 
     def bands(self, rows: int = _BAND_ROWS) -> Iterator[NDArray[Any]]:
-        """Bands from top to bottom, each of `rows` rows but the last.
+        """Bands from top to bottom, each of at most `rows` rows.
 
         Raises:
             RequestError: If the file is damaged somewhere in its pixels.
         """
+        if self._zstd_page is None:
+            yield from self._by_libvips(rows)
+            return
+        for _, held in zstd_rows(self.path, self._zstd_page):  # a row of tiles each
+            for y in range(0, held.shape[0], rows):
+                yield held[y : y + rows]
+
+    def _by_libvips(self, rows: int) -> Iterator[NDArray[Any]]:
         import numpy as np
         import pyvips
 
@@ -69,8 +80,13 @@ def open_picture(path: Path) -> Picture:
 
     Raises:
         RequestError: If it is missing, foreign, truncated or too large, as
-            `hirescli.output.picture_header.read_header` says.
+            `hirescli.output.picture_header.read_header` says, or many files of tiles.
     """
+    if path.suffix.lower() in _TILE_FOLDERS and path.exists():
+        raise RequestError(
+            f"{path} holds tiles for browsers; inspect the TIFF, PNG or JPEG that it was"
+            " exported from, or make one with --also"
+        )
     header = read_header(path)
     image = _colours(header)
     return Picture(
@@ -81,6 +97,7 @@ def open_picture(path: Path) -> Picture:
         bits=8 if image.format == "uchar" else 16,
         tile_px=_tile_px(header),
         _image=image,
+        _zstd_page=header.zstd_page,
     )
 
 

@@ -5,8 +5,9 @@ overlap's width. The eye finds jumps of one level of 255 in a sky, because they 
 jump is averaged along the line before it is squared or compared: grain averages out, a seam does
 not. For the lines between columns (rows are the same, transposed):
 
-- C[b, x] is the mean luma of column x in block b of rows; there are at most `MOST_BLOCKS` blocks
-  (and once more in blocks `_LONGER` times as long).
+- C[b, x] is the mean of luma Y in column x and block b of rows; there are at most `MOST_BLOCKS`
+  blocks (and once more in blocks `_LONGER` times as long). The same is done with R - Y and B - Y,
+  in the long blocks alone: the eye sees shifts of colour in large pieces only.
 - The jump beyond what goes on to both sides, with d[x] = C[b, x] - C[b, x - 1]:
   J[b, x] = d[x] - (d[x - 1] + d[x + 1]) / 2.
 - Its size beside its neighbours', clipped, so that a single strong edge cannot count as many:
@@ -24,20 +25,26 @@ lines: of 512 px, 1024 px is an echo. Periods are the multiples of 8 px from 64 
 at most half a side), the file's tile size, and the distances of the strongest lines. All is done
 again with columns averaged by 2, 4, ..., 32: a ramp over 32 px is a jump there.
 
-A seam that differs in colour but not in brightness is not seen. Two lines or more make a seam.
+Two lines or more make a seam.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hirescli.evaluation.inspection.tones import LUMA
+
 Floats = NDArray[np.floating[Any]]
 Axis = Literal["columns", "rows"]
+Channel = Literal["Y", "R-Y", "B-Y"]
+CHANNELS: tuple[Channel, ...] = ("Y", "R-Y", "B-Y")
+# From red, green and blue to those.
+_OF_RGB = np.stack([LUMA, np.eye(3)[0] - LUMA, np.eye(3)[2] - LUMA], axis=1)
 LEAST_PX = 160  # a shorter side has no two lines of a period to speak of
 MOST_BLOCKS = 256
 _LEAST_BLOCK_PX = 16
@@ -60,11 +67,13 @@ class Seam:
 
     Attributes:
         axis: "columns": vertical lines; "rows": horizontal ones.
-        period_px, offset_px: The lines lie before the pixels offset + k * period.
+        period_px, offset_px: The lines lie before the pixels offset + k * period. An edge of the
+            picture is no line: offset is 1 or more, and at most the period.
         ratio: Of the jump there to that elsewhere; 1 without seams, at most about 6.
         z: Confidence, in deviations of the same ratio at other offsets.
         ramp_px: Width over which the jump is spread: 1 (sharp) to 32 (blended).
         lines: How many there are.
+        channel: In which the picture jumps.
     """
 
     axis: Axis
@@ -74,57 +83,77 @@ class Seam:
     z: float
     ramp_px: int
     lines: int
+    channel: Channel = "Y"
 
 
 class LineMeans:
-    """Means of luma along pieces of columns and rows, folded from bands.
+    """Means of Y, R - Y and B - Y along pieces of columns and rows, folded from bands.
 
-    Attributes:
-        columns: (blocks of rows, width), float64 sums until `finish`.
-        rows: (blocks of columns, height), float32.
+    All three are sums of red, green and blue: the bands are reduced along lines once, and what
+    is left of them is mixed.
+
+    Args:
+        width_px, height_px: Of the picture.
     """
 
     def __init__(self, width_px: int, height_px: int) -> None:
         self._block_rows, self._block_columns = _block_px(height_px), _block_px(width_px)
-        self._columns = np.zeros((height_px // self._block_rows, width_px))
-        self._rows = np.zeros((width_px // self._block_columns, height_px), dtype=np.float32)
+        blocks_down, blocks_across = height_px // self._block_rows, width_px // self._block_columns
+        self._columns = np.zeros((3, blocks_down, width_px), dtype=np.float32)
+        self._rows = np.zeros((3, blocks_across, height_px), dtype=np.float32)
+        self._sum = np.zeros((width_px, 3), dtype=np.uint32)  # of the block under way
+        # From the pixels of a block in one row to its three means.
+        self._mean = np.tile(_OF_RGB / self._block_columns, (self._block_columns, 1))
         self._y = 0
 
-    def fold(self, luma: NDArray[np.float32]) -> None:
-        """Take the next rows, (n, width)."""
-        n = luma.shape[0]
-        blocks, length = self._rows.shape[0], self._block_columns
-        parts = luma[:, : blocks * length].reshape(n, blocks, length)
-        self._rows[:, self._y : self._y + n] = parts.mean(axis=2).T
+    def fold(self, band: NDArray[Any]) -> None:
+        """Take the next rows, (n, width, 3), uint8 or uint16."""
+        scale = np.float32(255 / np.iinfo(band.dtype).max)
+        n, blocks = band.shape[0], self._rows.shape[1]
+        parts = band[:, : blocks * self._block_columns].reshape(n * blocks, -1)
+        means = parts.astype(np.float32) @ (self._mean * scale).astype(np.float32)
+        self._rows[:, :, self._y : self._y + n] = means.reshape(n, blocks, 3).T
         y = self._y
-        while y < self._y + n and y // self._block_rows < self._columns.shape[0]:
+        while y < self._y + n and y // self._block_rows < self._columns.shape[1]:
             end = min(self._y + n, (y // self._block_rows + 1) * self._block_rows)
-            piece = luma[y - self._y : end - self._y]
-            self._columns[y // self._block_rows] += piece.sum(axis=0, dtype=np.float64)
+            # Below 2^32 in blocks of 16 bits up to 65,536 rows.
+            self._sum += band[y - self._y : end - self._y].sum(axis=0, dtype=np.uint32)
+            if end % self._block_rows == 0:
+                mixed = self._sum @ (_OF_RGB * (scale / self._block_rows))
+                self._columns[:, y // self._block_rows] = mixed.T
+                self._sum[:] = 0
             y = end
         self._y += n
 
     def finish(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """C of the columns, (blocks, width), and of the rows, (blocks, height), in levels."""
-        return (self._columns / self._block_rows).astype(np.float32), self._rows
+        """C of the columns, (3, blocks, width), and of the rows, (3, blocks, height), in
+        levels of 255.
+        """
+        return self._columns, self._rows
 
 
 def find_seams(means: NDArray[np.float32], axis: Axis, tile_px: Sequence[int] = ()) -> list[Seam]:
     """The strongest lines of every period, at every scale.
 
     Args:
-        means: C, (blocks, lines), in levels.
+        means: C of all channels, (3, blocks, lines), in levels.
         axis: What the lines are.
         tile_px: Periods to try besides.
 
     Returns:
         Empty if the side is shorter than `LEAST_PX`.
     """
-    if means.shape[1] < LEAST_PX or means.shape[0] == 0:
+    if means.shape[2] < LEAST_PX or means.shape[1] == 0:
         return []
-    lengths = (1, _LONGER) if means.shape[0] >= 4 * _LONGER else (1,)
+    long = _LONGER if means.shape[1] >= 4 * _LONGER else 1
+    tried: list[tuple[Channel, int]] = [
+        ("Y", 1),
+        *((channel, long) for channel in CHANNELS if channel != "Y" or long > 1),
+    ]
     return [
-        seam for longer in lengths for seam in _at_scales(_merged(means, longer), axis, tile_px)
+        replace(seam, channel=channel)
+        for channel, blocks in tried
+        for seam in _at_scales(_merged(means[CHANNELS.index(channel)], blocks), axis, tile_px)
     ]
 
 
@@ -181,8 +210,8 @@ def _of_periods(
         offset = int(z.argmax())
         if lines[offset] >= 2:
             yield Seam(
-                axis, period * scale, offset * scale, float(ratio[offset]), float(z[offset]),
-                scale, int(lines[offset]),
+                axis, period * scale, (offset or period) * scale, float(ratio[offset]),
+                float(z[offset]), scale, int(lines[offset]),
             )  # fmt: skip
 
 

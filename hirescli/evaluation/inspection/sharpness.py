@@ -14,7 +14,7 @@ gives (`ROUNDING_DB`), and its octave energy is not more than `FALL_DB` below th
 coarser levels less 4 dB an octave: pictures fall by 1 to 4 dB an octave, what is enlarged by more.
 The effective size is that of the finest level that holds real detail together with the next
 coarser one, to an octave. Grain, noise and what JPEG leaves count as detail: no measure of energy
-can tell them apart.
+can tell them apart. The edges of repeated pixels would, too; `repeats` finds those.
 
 References:
     The differences are those of a Laplacian pyramid: Burt and Adelson, "The Laplacian Pyramid as
@@ -81,17 +81,21 @@ class Pyramid:
         return tuple(energy.level() for energy in self._energies)
 
 
-def effective_scale(levels: Sequence[Level]) -> float | None:
+def effective_scale(levels: Sequence[Level], repeats: int = 1) -> float | None:
     """The share of the full side down to which there is real detail.
 
+    Args:
+        levels: Of the picture, the finest first.
+        repeats: How often each pixel is repeated; the edges of such squares are no detail.
+
     Returns:
-        1 if the finest level has it, 0.5 if the second is the first that has, and so on; None
-        if no level has.
+        1 if the finest level has it, 0.5 if the second is the first that has, and so on, at most
+        1 / `repeats`; None if no level has.
     """
     real = [_is_real(level, levels[i + 1 :]) for i, level in enumerate(levels)]
     for index in range(len(real)):
         if all(real[index : index + 2]):
-            return 2.0**-index
+            return min(2.0**-index, 1 / repeats)
     return None
 
 

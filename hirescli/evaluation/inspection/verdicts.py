@@ -21,7 +21,9 @@ SEAM_LOOK_Z, SEAM_BAD_Z = 10.0, 18.0
 SEAM_BAD_LINES = 3  # two lines may be two edges
 REPETITION_LOOK, REPETITION_BAD = 0.08, 0.2
 SHIFT_LOOK, SHIFT_BAD = 2.5, 5.0
+QUARTER_LOOK, QUARTER_BAD = 5.0, 8.0
 CELL_LOOK, CELL_BAD = 25.0, 40.0
+_NEAR = 0.05  # of a limit: where a digit less would show the limit itself
 _DIRECTION = {"columns": "vertical", "rows": "horizontal"}
 
 
@@ -84,6 +86,8 @@ def _seams(found: Inspection) -> Finding:
         f"{worst.lines} {_DIRECTION[worst.axis]} lines, every {worst.period_px} px from"
         f" {letter} = {worst.offset_px} on, jump {worst.ratio:.1f} times as much as others."
     )
+    if worst.channel != "Y":
+        means = f"{means[:-1]}, in colour ({worst.channel})."
     tiles = " Tiles leave such lines." if verdict == "bad" else " Tiles or straight edges do."
     return Finding("seams", value, verdict, means + tiles)
 
@@ -110,17 +114,21 @@ def _drift(found: Inspection) -> Finding:
         return Finding("colour drift", "-", "unknown", means)
     verdict = max(
         _graded(drift.shift_delta_e, SHIFT_LOOK, SHIFT_BAD),
+        _graded(drift.quarter_delta_e, QUARTER_LOOK, QUARTER_BAD),
         _graded(drift.max_delta_e, CELL_LOOK, CELL_BAD),
         key=_ORDER.index,
     )
     lightness, a, b = drift.mean_shift
     means = {
-        "fine": "Colours are those of the base stage.",
+        "fine": "Colours are close to those of the base stage.",
         "look": "Colours have moved from those of the base stage.",
         "bad": "Colours are not those of the base stage.",
     }[verdict]
     moved = f" On average L {_signed(lightness)}, a {_signed(a)}, b {_signed(b)}."
-    value = f"dE {drift.shift_delta_e:.1f}, in places {drift.max_delta_e:.0f}"
+    shift = _shown(drift.shift_delta_e, 1, (SHIFT_LOOK, SHIFT_BAD))
+    quarter = _shown(drift.quarter_delta_e, 1, (QUARTER_LOOK, QUARTER_BAD))
+    cell = _shown(drift.max_delta_e, 0, (CELL_LOOK, CELL_BAD))
+    value = f"dE {shift}, quarter {quarter}, cell {cell}"
     return Finding("colour drift", value, verdict, means + moved)
 
 
@@ -137,11 +145,20 @@ def _sharpness(found: Inspection) -> Finding:
         return Finding("sharpness", value, "fine", "There is real detail down to single pixels.")
     width_px, height_px = round(found.width_px * scale), round(found.height_px * scale)
     means = f"Detail ends at about {width_px}x{height_px} px; the rest is enlarged."
+    if found.repeats > 1:
+        k = found.repeats
+        means = f"Each pixel is repeated {k}x{k} times (nearest neighbour). {means}"
     return Finding("sharpness", value, "look" if scale >= 0.5 else "bad", means)
 
 
 def _graded(value: float, look: float, bad: float) -> Verdict:
     return "bad" if value >= bad else "look" if value >= look else "fine"
+
+
+def _shown(value: float, digits: int, limits: tuple[float, float]) -> str:
+    """Rounded; near a limit with one more digit."""
+    near = any(abs(value - limit) <= _NEAR * limit for limit in limits)
+    return f"{value:.{digits + near}f}"
 
 
 def _signed(value: float) -> str:
