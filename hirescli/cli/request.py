@@ -236,11 +236,12 @@ def _named_file(output: str | None) -> Path | None:
 
 
 def _output(output: str | None, recipe: Recipe, *, several: bool) -> Path:
-    from hirescli.planning.formats import default_output
+    from hirescli.planning.formats import default_output, split_name
 
     named = _named_file(output)
     if named is None:
         return Path(output or "") / default_output(recipe)
     if several and "{seed}" not in named.name:
-        named = named.with_name(f"{named.stem}-seed{{seed}}{named.suffix}")
+        stem, suffix = split_name(named)
+        named = named.with_name(f"{stem}-seed{{seed}}{suffix}")
     return named.with_name(named.name.replace("{seed}", str(recipe.seed)))

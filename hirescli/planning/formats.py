@@ -106,9 +106,26 @@ def layout_for(path: Path | None, stated: str | None = None) -> str | None:
         assert path is not None
         raise RequestError(
             f'output "{path.name}" is in the layout {named} by its suffix, but --tile-layout '
-            f"says {stated}; name it {path.stem}{suffix}"
+            f"says {stated}; name it {join_name(split_name(path)[0], suffix)}"
         )
     return stated or named
+
+
+def split_name(path: Path) -> tuple[str, str]:
+    """The name without its suffix, and this: ".print.tif" is one; of unknown ones the last."""
+    name = path.name.lower()
+    known = {suffix for fmt in FORMATS.values() for suffix in fmt.suffixes}
+    for suffix in sorted(known, key=len, reverse=True):
+        if name.endswith(suffix) and name != suffix:
+            return path.name[: -len(suffix)], path.name[-len(suffix) :]
+    return path.stem, path.suffix
+
+
+def join_name(stem: str, suffix: str) -> str:
+    """A name whose suffix is this one: "a.print" and ".tif" are not put together to another."""
+    while (split := split_name(Path(stem + suffix)))[1] != suffix and split[1].endswith(suffix):
+        stem = split[0]
+    return stem + suffix
 
 
 def parts(output: Path) -> tuple[Path, ...]:
@@ -144,7 +161,7 @@ def _chosen(path: Path | None, stated: str | None) -> Format:
         suffix = by_words.also_named[:1] or by_words.suffixes
         raise RequestError(
             f'output "{path.name}" is {by_suffix.name} by its suffix, but the format asked for '
-            f"is {by_words.name}; name it {path.stem}{suffix[0]}"
+            f"is {by_words.name}; name it {join_name(split_name(path)[0], suffix[0])}"
         )
     return by_suffix
 
@@ -270,13 +287,10 @@ def _named(name: str) -> Format:
 
 
 def _by_suffix(path: Path) -> Format:
-    name = path.name.lower()
-    found = [
-        f for f in FORMATS.values() if any(name.endswith(s) and name != s for s in f.suffixes)
-    ]
-    if found:  # of ".tif" and ".print.tif" the longer one counts
-        return found[-1]
-    suffix = path.suffix
+    suffix = split_name(path)[1]
+    for fmt in FORMATS.values():
+        if suffix.lower() in fmt.suffixes:
+            return fmt
     known = ", ".join(suffix for fmt in FORMATS.values() for suffix in fmt.suffixes)
     what = f'no known suffix ("{suffix}")' if suffix else "no suffix"
     raise RequestError(f'output "{path.name}" has {what}; use one of {known}')

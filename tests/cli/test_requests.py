@@ -96,6 +96,12 @@ def test_outputs(hires: Callable, words: list[str], outputs: list[str]) -> None:
     assert [plan["output"] for plan in made] == outputs
 
 
+def test_further_files_keep_their_formats_with_several_seeds(hires: Callable) -> None:
+    words = ("-p", "sea", "--size", 512, "-s", 1, "-s", 2, "-o", "x.tif")
+    made = plans(hires("plan", "--json", *words, "--also", "y.print.tif"))
+    assert [plan["also"] for plan in made] == [["y-seed1.print.tif"], ["y-seed2.print.tif"]]
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
 def test_suffix_chooses_the_format(hires: Callable, suffix: str) -> None:
     made = recipe(hires("plan", "--json", "-p", "sea", "--size", 512, "-o", f"a.{suffix}"))
