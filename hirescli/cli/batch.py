@@ -424,6 +424,7 @@ class _Defaults:
             request = replace(request, prompt=prompt_from_stdin())
         self._recipe_files = recipe_file(request.recipe)
         options = request.fragment()
+        self._on_paper = request.print_ is not None and request.format is None
         faults = [f"{key}: {fault}" for key, fault in fragment_faults(options)]
         if faults:
             raise ConfigError("the options", faults)
@@ -441,12 +442,14 @@ class _Defaults:
         from hirescli.cli.request import fitting, of_its_size
         from hirescli.recipe import Recipe
 
+        from hirescli.planning.formats import format_for, format_on_paper, layout_for
+
         own = dict(job.fragment)
         named = job.output or ("x" + self._suffix if self._suffix else None)
-        if named is not None or own.get("format") is not None:
-            from hirescli.planning.formats import format_for, layout_for
-
-            path = None if named is None else Path(named)
+        path = None if named is None else Path(named)
+        if self._on_paper and own.get("format") is None:
+            own["format"] = format_on_paper(path)
+        if path is not None or own.get("format") is not None:
             own["format"] = format_for(path, own.get("format"))
             if (layout := layout_for(path, own.get("tile_layout"))) is not None:
                 own["tile_layout"] = layout

@@ -110,15 +110,14 @@ def _recipes(options: RequestOptions, source: Path | None) -> tuple[Recipe, ...]
 
 def _flags(options: RequestOptions, files: list[Mapping[str, Any]]) -> dict[str, Any]:
     """The flags; a suffix of `--output` says a format as `--format` does."""
-    from hirescli.planning.formats import FORMATS, check_held, format_for, layout_for
+    from hirescli.planning.formats import check_held, format_for, format_on_paper, layout_for
 
     if options.prompt == _STDIN:
         options = dataclasses.replace(options, prompt=prompt_from_stdin())
     flags = options.fragment()
     named = _named_file(options.output)
-    may_print = named is None or named.name.lower().endswith(FORMATS["print"].also_named)
-    if options.print_ is not None and may_print:
-        flags.setdefault("format", "print")
+    if options.print_ is not None and (on_paper := format_on_paper(named)) is not None:
+        flags.setdefault("format", on_paper)
     if named is not None or "format" in flags:
         if (size := _size([*files, flags])) is not None:
             check_held(named, flags.get("format"), *size)  # names the limit where there is one

@@ -94,6 +94,16 @@ def format_for(path: Path | None, stated: str | None = None) -> FormatName:
     return cast(FormatName, _chosen(path, stated).name)
 
 
+def format_on_paper(path: Path | None) -> FormatName | None:
+    """The format that a size on paper asks for where none is given in words.
+
+    Returns:
+        "print" for a name that is still open or a TIFF's, else None: the suffix says it.
+    """
+    may = path is None or path.name.lower().endswith(FORMATS["print"].also_named)
+    return "print" if may else None
+
+
 def layout_for(path: Path | None, stated: str | None = None) -> str | None:
     """The layout of tiles that an output name and a stated layout agree on; None: nobody says.
 
