@@ -171,7 +171,7 @@ def _png_walk(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     """
     while (head := _whole(file, 8))[4:] != b"IEND":
         length, name = int.from_bytes(head[:4]), head[4:]
-        if name not in (b"IHDR", b"iTXt", b"tEXt") or length > _TEXT_LIMIT_BYTES:
+        if name not in (b"IHDR", b"iTXt", b"tEXt", b"zTXt") or length > _TEXT_LIMIT_BYTES:
             file.seek(length + 4, 1)
             continue
         body = _whole(file, length)
@@ -187,6 +187,8 @@ def _png_text(name: bytes, body: bytes) -> tuple[str, str]:
     key = keyword.decode("latin-1")
     if name == b"tEXt":
         return key, _latin_or_utf8(rest)
+    if name == b"zTXt":  # a byte says how it is compressed; there is one way
+        return key, _latin_or_utf8(_inflated(rest[1:]))
     if name != b"iTXt" or len(rest) < 2:
         return "", ""
     text = rest[2:].split(b"\0", 2)[-1]

@@ -17,7 +17,7 @@ from hirescli.output.containers import JPEG_START, PNG_START, read_jpeg, read_pn
 from hirescli.output.exif import read_user_comment
 from hirescli.output.parameters import read_parameters
 from hirescli.output.quiet import tifffile_silent
-from hirescli.output.texts import embedded, recipe_in_xmp
+from hirescli.output.texts import embedded, parameters_in_xmp, recipe_in_xmp
 from hirescli.output.tile_folder import TileFolder, read_tiles
 from hirescli.recipe import read_recipe_file
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tifffile import TiffFile
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_XMP_TAG = 700
 _HEAD_BYTES = 4096
 _KNOWN = "TIFF, PNG, JPEG, WebP, AVIF, tiles"
 
@@ -138,7 +139,10 @@ def _inspect_tiff(path: Path) -> ImageFacts:
         first = tiff.pages.first
         _check_whole(path, tiff_end(tiff))
         width_px, height_px = int(first.imagewidth), int(first.imagelength)
-        return _facts(path, "tiff", width_px, height_px, [first.description], levels=_levels(tiff))
+        xmp = first.tags.valueof(_XMP_TAG, b"")
+        parameters = parameters_in_xmp(xmp) if isinstance(xmp, bytes) else ""
+        texts, levels = [first.description], _levels(tiff)
+        return _facts(path, "tiff", width_px, height_px, texts, parameters, levels=levels)
 
 
 def _levels(tiff: TiffFile) -> int:

@@ -89,8 +89,8 @@ def _describe_tiff(image: pyvips.Image, texts: Texts | None) -> None:
 
     if texts and texts.recipe:
         image.set_type(pyvips.GValue.gstr_type, "image-description", texts.recipe)
-    if texts and texts.xmp:
-        image.set_type(pyvips.GValue.blob_type, "xmp-data", texts.xmp)
+    if texts and (xmp := texts.xmp_with_parameters):
+        image.set_type(pyvips.GValue.blob_type, "xmp-data", xmp)
 
 
 def _save_png(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts | None) -> None:
@@ -124,7 +124,8 @@ def _save_whole(
 
     mark, comment = "", b""
     if texts:
-        image.set_type(pyvips.GValue.blob_type, "xmp-data", texts.xmp_with_recipe)
+        if xmp := texts.xmp_with_recipe:  # libvips fails on an empty one
+            image.set_type(pyvips.GValue.blob_type, "xmp-data", xmp)
         comment = user_comment(texts.parameters)
         if texts.parameters and len(comment) <= _EXIF_LIMIT_BYTES:
             # libvips writes comments in ASCII only: a mark keeps the place of ours.

@@ -1,7 +1,8 @@
 """What an output says about itself: recipe, A1111 text, XMP.
 
 The recipe travels as JSON: in a TIFF as ImageDescription, in a PNG as a text chunk, in a JPEG
-as comments, in WebP and AVIF inside the XMP, beside tiles as a file.
+as comments, in WebP and AVIF inside the XMP, beside tiles as a file. A1111's text goes with it: in a PNG as a
+text chunk, in a TIFF inside the XMP, elsewhere as Exif's comment.
 
 References:
     IPTC, "Guidance on using IPTC photo metadata for generated images" (digital source type).
@@ -10,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from dataclasses import dataclass
@@ -27,6 +29,12 @@ _TEXT_LIMIT_BYTES = 16 * 2**20
 _NAMESPACE = "urn:hires:recipe"
 _IN_XMP = re.compile(rb"<hires:recipe[^>]*>(.*?)</hires:recipe>", re.DOTALL)
 _END = b"</rdf:Description>"
+_END_OF_ALL = b"</rdf:RDF>"
+_EXIF_NAMESPACE = "http://ns.adobe.com/exif/1.0/"
+_COMMENT_IN_XMP = re.compile(
+    rb"<exif:UserComment[^>]*>.*?<rdf:li[^>]*>(.*?)</rdf:li>", re.DOTALL
+)
+_NOT_IN_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,20 @@ class Texts:
         return self.xmp.replace(_END, said.encode() + _END, 1)
 
     @property
+    def xmp_with_parameters(self) -> bytes:
+        """The packet with the A1111 text as Exif's comment in it, for formats without Exif."""
+        if not self.parameters or b"exif:UserComment" in self.xmp:
+            return self.xmp
+        comment = escape(_NOT_IN_XML.sub(" ", self.parameters), {"\r": "&#13;"})
+        said = (
+            f'<rdf:Description rdf:about="" xmlns:exif="{_EXIF_NAMESPACE}">\n'
+            '<exif:UserComment><rdf:Alt><rdf:li xml:lang="x-default">'
+            f"{comment}</rdf:li></rdf:Alt></exif:UserComment>\n</rdf:Description>\n"
+        )
+        packet = self.xmp or _packet("").encode()
+        return packet.replace(_END_OF_ALL, said.encode() + _END_OF_ALL, 1)
+
+    @property
     def sidecar(self) -> str:
         """All of it as JSON, for formats of several files."""
         said: dict[str, Any] = json.loads(self.recipe) if self.recipe else {}
@@ -74,10 +96,7 @@ def describe(recipe: Recipe) -> Texts:
 def xmp_packet(recipe: Recipe) -> bytes:
     """XMP that declares the picture as made by a trained model, with the prompt as caption."""
     caption = escape(recipe.prompt[:_DESCRIPTION_LIMIT])
-    return (
-        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
-        '<x:xmpmeta xmlns:x="adobe:ns:meta/">\n'
-        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">\n'
+    return _packet(
         '<rdf:Description rdf:about=""\n'
         ' xmlns:dc="http://purl.org/dc/elements/1.1/"\n'
         ' xmlns:xmp="http://ns.adobe.com/xap/1.0/"\n'
@@ -87,9 +106,18 @@ def xmp_packet(recipe: Recipe) -> bytes:
         "<xmp:CreatorTool>hires</xmp:CreatorTool>\n"
         '<dc:description><rdf:Alt><rdf:li xml:lang="x-default">'
         f"{caption}</rdf:li></rdf:Alt></dc:description>\n"
-        "</rdf:Description>\n</rdf:RDF>\n</x:xmpmeta>\n"
-        '<?xpacket end="r"?>'
+        "</rdf:Description>\n"
     ).encode()
+
+
+def _packet(descriptions: str) -> str:
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/">\n'
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">\n'
+        f"{descriptions}</rdf:RDF>\n</x:xmpmeta>\n"
+        '<?xpacket end="r"?>'
+    )
 
 
 def embedded(text: str, *, source: str) -> dict[str, Any] | None:
@@ -102,6 +130,12 @@ def embedded(text: str, *, source: str) -> dict[str, Any] | None:
         return None
     fragment = read_json_fragment(text, source=source).get(RECIPE_KEY)
     return fragment if isinstance(fragment, dict) else None
+
+
+def parameters_in_xmp(xmp: bytes) -> str:
+    """The A1111 text inside an XMP packet; "" if there is none."""
+    found = _COMMENT_IN_XMP.search(xmp[:_TEXT_LIMIT_BYTES])
+    return html.unescape(found[1].decode(errors="replace")) if found else ""
 
 
 def recipe_in_xmp(xmp: bytes) -> str:
