@@ -160,15 +160,25 @@ def _save_tiles(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts
     for stray in partial.rglob("vips-properties.xml"):  # holds the date
         stray.unlink()
     if recipe.tile_layout == "iiif3":
-        _name_iiif(folder / "info.json", name)
+        _complete_iiif(folder, name, recipe)
     if texts:
         (folder / SIDECAR).write_text(texts.sidecar, encoding="utf-8")
 
 
-def _name_iiif(info: Path, name: str) -> None:
-    """Write the folder's name as its address, so that a page beside it finds the tiles."""
-    said = json.loads(info.read_text(encoding="utf-8"))
-    info.write_text(json.dumps(said | {"id": name}, indent=2) + "\n", encoding="utf-8")
+def _complete_iiif(folder: Path, name: str, recipe: Recipe) -> None:
+    """Make a folder of tiles what IIIF 3 asks for, where libvips leaves it.
+
+    The folder's name becomes its address, so that a page beside it finds the tiles. Viewers ask
+    for JPEG unless another format is said, and for a picture that is a single tile as "max".
+    """
+    info = folder / "info.json"
+    said = json.loads(info.read_text(encoding="utf-8")) | {"id": name}
+    if recipe.tile_format != "jpeg":
+        said |= {"preferredFormats": [recipe.tile_format], "extraFormats": [recipe.tile_format]}
+    info.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    single = folder / "full" / f"{said['width']},{said['height']}"
+    if single.is_dir():
+        single.rename(folder / "full" / "max")
 
 
 SAVERS: dict[str, Callable[[pyvips.Image, Path, Recipe, Texts | None], None]] = {
