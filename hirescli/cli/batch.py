@@ -440,9 +440,8 @@ class _Defaults:
             RequestError: If it is no recipe.
         """
         from hirescli.cli.request import fitting, of_its_size
-        from hirescli.recipe import Recipe
-
         from hirescli.planning.formats import format_for, format_on_paper, layout_for
+        from hirescli.recipe import Recipe
 
         own = dict(job.fragment)
         named = job.output or ("x" + self._suffix if self._suffix else None)

@@ -31,9 +31,7 @@ _IN_XMP = re.compile(rb"<hires:recipe[^>]*>(.*?)</hires:recipe>", re.DOTALL)
 _END = b"</rdf:Description>"
 _END_OF_ALL = b"</rdf:RDF>"
 _EXIF_NAMESPACE = "http://ns.adobe.com/exif/1.0/"
-_COMMENT_IN_XMP = re.compile(
-    rb"<exif:UserComment[^>]*>.*?<rdf:li[^>]*>(.*?)</rdf:li>", re.DOTALL
-)
+_COMMENT_IN_XMP = re.compile(rb"<exif:UserComment[^>]*>.*?<rdf:li[^>]*>(.*?)</rdf:li>", re.DOTALL)
 _NOT_IN_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 

@@ -164,7 +164,11 @@ def test_the_text_in_a_tiff_goes_on(hires: Callable) -> None:
     info.add_itxt("parameters", text)
     info.add_itxt("XML:com.adobe.xmp", xmp)
     Image.fromarray(picture()).save("in.png", pnginfo=info)
-    for source, target in (("in.png", "a.tif"), ("a.tif", "b.print.tif"), ("b.print.tif", "c.png")):
+    for source, target in (
+        ("in.png", "a.tif"),
+        ("a.tif", "b.print.tif"),
+        ("b.print.tif", "c.png"),
+    ):
         assert hires("export", source, "--to", target).code == 0
         assert inspect(Path(target)).parameters_text == text.replace("\x0b", " ")  # no XML
     with tifffile.TiffFile("b.print.tif") as tiff:
@@ -221,7 +225,9 @@ def test_no_metadata_reads_no_recipe(hires: Callable, recipe: str) -> None:
 def test_no_metadata_leaves_texts_of_others_behind(hires: Callable) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", "secretword\nSteps: 20, Seed: 1")
-    info.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta xmlns:x='adobe:ns:meta/'>secretword</x:xmpmeta>")
+    info.add_itxt(
+        "XML:com.adobe.xmp", "<x:xmpmeta xmlns:x='adobe:ns:meta/'>secretword</x:xmpmeta>"
+    )
     Image.fromarray(picture()).save("in.png", pnginfo=info, dpi=(150, 150))
     for name in ("o.tif", "o.png", "o.webp"):
         assert hires("export", "in.png", "--to", name, "--no-metadata").code == 0

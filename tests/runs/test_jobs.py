@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from hirescli.errors import ConfigError, RequestError, RunError
 from hirescli.models.registry import find
+from hirescli.planning.formats import format_for
 from hirescli.planning.machine import Machine
 from hirescli.planning.plan import ValidatedPlan, make_plan
-from hirescli.planning.formats import format_for
 from hirescli.recipe import Recipe
 from hirescli.runs.batch import PlannedJob, Planner, Results, Row, exit_code, make_jobs, refused
 from hirescli.runs.jobs import (
