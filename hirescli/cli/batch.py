@@ -424,6 +424,7 @@ class _Defaults:
             request = replace(request, prompt=prompt_from_stdin())
         self._recipe_files = recipe_file(request.recipe)
         options = request.fragment()
+        self._bits = {} if request.bits is None else {"bits": request.bits}
         self._on_paper = request.print_ is not None and request.format is None
         faults = [f"{key}: {fault}" for key, fault in fragment_faults(options)]
         if faults:
@@ -454,7 +455,7 @@ class _Defaults:
                 own["tile_layout"] = layout
         files = [*self._recipe_files, *self._files]
         sized, own = self._sized(files, own)
-        fragments = [sized, *fitting(files, own), own]
+        fragments = [sized, *fitting(files, self._bits | own), own]
         if self._recipe_files:
             fragments[1] = of_its_size(fragments[1], fragments[2:])
         return Recipe.from_fragments(*fragments, source=job.where)

@@ -145,14 +145,18 @@ def _size(fragments: list[Mapping[str, Any]]) -> tuple[int, int] | None:
 
 
 def fitting(files: list[Mapping[str, Any]], flags: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The files without what served their own format and says nothing in the asked one."""
-    from hirescli.planning.formats import without_effect
+    """The files without what served their own format and says nothing in the asked one.
+
+    Nor bits that the asked one does not hold, unless the flags say bits.
+    """
+    from hirescli.planning.formats import holds_bits, without_effect
 
     def useless(fragments: list[Mapping[str, Any]]) -> tuple[str, ...]:
         said: dict[str, Any] = {}
         for fragment in fragments:
             said |= {key: value for key, value in fragment.items() if value is not None}
-        return without_effect(said)
+        fits = holds_bits(said) or flags.get("bits") is not None
+        return (*without_effect(said), *(() if fits else ("bits",)))
 
     dropped = useless([*files, flags])
     return [

@@ -1,8 +1,8 @@
 """What an output says about itself: recipe, A1111 text, XMP.
 
 The recipe travels as JSON: in a TIFF as ImageDescription, in a PNG as a text chunk, in a JPEG
-as comments, in WebP and AVIF inside the XMP, beside tiles as a file. A1111's text goes with it: in a PNG as a
-text chunk, in a TIFF inside the XMP, elsewhere as Exif's comment.
+as comments, in WebP and AVIF inside the XMP, beside tiles as a file. A1111's text goes with it:
+in a PNG as a text chunk, in a TIFF inside the XMP, elsewhere as Exif's comment.
 
 References:
     IPTC, "Guidance on using IPTC photo metadata for generated images" (digital source type).

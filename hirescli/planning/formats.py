@@ -226,8 +226,8 @@ def check_options(recipe: Recipe) -> None:
     ]
     if faults:
         raise RequestError(f"format {recipe.format}: {'; '.join(faults)}; leave it out")
-    inside = _jpeg_inside(recipe.format, recipe.compression, recipe.tile_format)
-    if recipe.bits not in FORMATS[recipe.format].bits or (recipe.bits != 8 and inside):
+    if not holds_bits(recipe.model_dump(include={"bits", "format", "compression", "tile_format"})):
+        inside = _jpeg_inside(recipe.format, recipe.compression, recipe.tile_format)
         what = f"{recipe.format} with jpeg inside" if inside else recipe.format
         raise RequestError(
             f"{what} holds 8 bits a sample, not {recipe.bits}; leave --bits out, or use tiff, png "
@@ -241,12 +241,23 @@ def without_effect(said: Mapping[str, Any]) -> tuple[str, ...]:
     Args:
         said: A partial recipe; what it does not say is the default.
     """
-    usual = {key: field.default for key, field in Recipe.model_fields.items()}
-    whole = usual | {key: value for key, value in said.items() if value is not None}
+    whole = _whole(said)
     takes = FORMATS[whole["format"]].takes
     if _jpeg_inside(whole["format"], whole["compression"], whole["tile_format"]):
         takes = (*takes, "quality")
     return tuple(key for key in _CHOICES if key not in takes)
+
+
+def holds_bits(said: Mapping[str, Any]) -> bool:
+    """Whether the format of a partial recipe holds its bits."""
+    whole = _whole(said)
+    inside = _jpeg_inside(whole["format"], whole["compression"], whole["tile_format"])
+    return whole["bits"] == 8 or (whole["bits"] in FORMATS[whole["format"]].bits and not inside)
+
+
+def _whole(said: Mapping[str, Any]) -> dict[str, Any]:
+    usual = {key: field.default for key, field in Recipe.model_fields.items()}
+    return usual | {key: value for key, value in said.items() if value is not None}
 
 
 def _jpeg_inside(name: str, compression: str, tile_format: str) -> bool:

@@ -108,6 +108,29 @@ def test_suffix_chooses_the_format(hires: Callable, suffix: str) -> None:
     assert made["format"] == {"png": "png", "jpg": "jpeg", "tif": "tiff"}[suffix]
 
 
+def test_bits_of_a_recipe_that_the_format_does_not_hold_are_left_out(hires: Callable) -> None:
+    Path("z16.json").write_text('{"prompt": "sea", "width_px": 64, "height_px": 64, "bits": 16}')
+    words = ("plan", "--json", "--recipe", "z16.json")
+    assert recipe(hires(*words, "-o", "w.webp"))["bits"] == 8
+    assert recipe(hires(*words, "--compression", "jpeg"))["bits"] == 8
+    assert recipe(hires(*words, "-o", "w.png"))["bits"] == 16
+    Path("jobs.txt").write_text("sea\n")
+    batch = ("batch", "jobs.txt", "--dry-run", "--json", "--output-template", "{name}.webp")
+    assert recipe(hires(*batch, "--recipe", "z16.json"))["bits"] == 8
+    for asked in ((*words, "-o", "w.webp"), (*batch, "--size", 64)):
+        ran = hires(*asked, "--bits", 16)
+        assert ran.code in (1, 2)
+        assert "webp holds 8 bits a sample, not 16" in ran.out + ran.err
+
+
+def test_the_output_holds_the_bits_of_all_files(hires: Callable) -> None:
+    ran = hires("plan", "-p", "a", "--size", 64, "--bits", 16, "-o", "x.jpg", "--also", "x.tif")
+    assert ran.code == 2
+    assert "make x.tif the output, with -o, and name the other with --also" in ran.err
+    ran = hires("plan", "-p", "a", "--size", 64, "--bits", 16, "-o", "x.jpg", "--also", "x.webp")
+    assert "leave --bits out" in ran.err
+
+
 def test_suffix_wins_over_the_presets_format(hires: Callable) -> None:
     Path("own.toml").write_text('[recipe]\nformat = "jpeg"\n')
     ran = hires(
