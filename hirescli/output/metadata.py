@@ -17,7 +17,7 @@ from hirescli.output.containers import JPEG_START, PNG_START, read_jpeg, read_pn
 from hirescli.output.exif import read_user_comment
 from hirescli.output.parameters import read_parameters
 from hirescli.output.quiet import tifffile_silent
-from hirescli.output.texts import embedded, parameters_in_xmp, recipe_in_xmp
+from hirescli.output.texts import RECIPE_KEY, embedded, parameters_in_xmp, recipe_in_xmp
 from hirescli.output.tile_folder import TileFolder, read_tiles
 from hirescli.recipe import read_recipe_file
 
@@ -156,7 +156,12 @@ def _levels(tiff: TiffFile) -> int:
 
 def _inspect_png(path: Path) -> ImageFacts:
     width_px, height_px, texts = read_png(path)
-    recipes, parameters = list(texts.values()), texts.get("parameters", "")
+    parameters, own = texts.get("parameters", ""), texts.get(RECIPE_KEY, "")
+    # Older files have the key inside the text, too.
+    wrapped = (
+        own if not own or own.startswith(f'{{"{RECIPE_KEY}"') else f'{{"{RECIPE_KEY}": {own}}}'
+    )
+    recipes = [wrapped, *texts.values()]
     return _facts(path, "png", width_px, height_px, recipes, parameters)
 
 

@@ -94,7 +94,10 @@ def _describe_tiff(image: pyvips.Image, texts: Texts | None) -> None:
 
 
 def _save_png(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts | None) -> None:
-    chunks = png_chunks(**_fields(texts), recipe_key=RECIPE_KEY) if texts else b""
+    chunks = b""
+    if texts:
+        fields = _fields(texts) | {"recipe": texts.recipe_itself}
+        chunks = png_chunks(**fields, recipe_key=RECIPE_KEY)
     save_inserting(image, partial, ".png", chunks, png_place)
 
 

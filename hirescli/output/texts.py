@@ -22,7 +22,10 @@ from hirescli.output.parameters import parameters_text
 from hirescli.recipe import Recipe, read_json_fragment
 
 RECIPE_KEY = "hires_recipe"
-DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+_SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+DIGITAL_SOURCE_TYPE = _SOURCE_TYPES + "trainedAlgorithmicMedia"
+# Of a picture that a model has drawn over another one.
+COMPOSITE_SOURCE_TYPE = _SOURCE_TYPES + "compositeWithTrainedAlgorithmicMedia"
 # A JPEG segment ends at 64 KiB and XMP must fit into one; the recipe holds the whole prompt.
 _DESCRIPTION_LIMIT = 2000
 _TEXT_LIMIT_BYTES = 16 * 2**20
@@ -48,6 +51,13 @@ class Texts:
     recipe: str
     parameters: str
     xmp: bytes
+
+    @property
+    def recipe_itself(self) -> str:
+        """The recipe without a key around it, for formats whose texts have keys; "" without."""
+        return (
+            json.dumps(json.loads(self.recipe)[RECIPE_KEY], sort_keys=True) if self.recipe else ""
+        )
 
     @property
     def xmp_with_recipe(self) -> bytes:
@@ -78,8 +88,9 @@ class Texts:
         said: dict[str, Any] = json.loads(self.recipe) if self.recipe else {}
         if self.parameters:
             said["parameters"] = self.parameters
-        if DIGITAL_SOURCE_TYPE.encode() in self.xmp:
-            said["digital_source_type"] = DIGITAL_SOURCE_TYPE
+        for source_type in (DIGITAL_SOURCE_TYPE, COMPOSITE_SOURCE_TYPE):
+            if source_type.encode() in self.xmp:
+                said["digital_source_type"] = source_type
         return json.dumps(said, ensure_ascii=True)  # the recipe comes first: see `embedded`
 
 
@@ -92,14 +103,19 @@ def describe(recipe: Recipe) -> Texts:
 
 
 def xmp_packet(recipe: Recipe) -> bytes:
-    """XMP that declares the picture as made by a trained model, with the prompt as caption."""
+    """XMP that declares the picture as made by a trained model, with the prompt as caption.
+
+    One that was made from another picture is declared as a composite with it.
+    """
+    composite = recipe.source is not None or recipe.init_image is not None
+    source_type = COMPOSITE_SOURCE_TYPE if composite else DIGITAL_SOURCE_TYPE
     caption = escape(recipe.prompt[:_DESCRIPTION_LIMIT])
     return _packet(
         '<rdf:Description rdf:about=""\n'
         ' xmlns:dc="http://purl.org/dc/elements/1.1/"\n'
         ' xmlns:xmp="http://ns.adobe.com/xap/1.0/"\n'
         ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">\n'
-        f"<Iptc4xmpExt:DigitalSourceType>{DIGITAL_SOURCE_TYPE}"
+        f"<Iptc4xmpExt:DigitalSourceType>{source_type}"
         "</Iptc4xmpExt:DigitalSourceType>\n"
         "<xmp:CreatorTool>hires</xmp:CreatorTool>\n"
         '<dc:description><rdf:Alt><rdf:li xml:lang="x-default">'

@@ -11,10 +11,12 @@ from hirescli.errors import RequestError
 from hirescli.recipe import Recipe
 
 _CM_PER_INCH = Fraction(254, 100)
+_PER_INCH = {"mm": 10 * _CM_PER_INCH, "cm": _CM_PER_INCH, "in": Fraction(1)}
 _MULTIPLE_PX = 8  # what all models take
 _SIZE = re.compile(
-    r"([0-9]{1,6}(?:\.[0-9]{1,4})?)[x×]([0-9]{1,6}(?:\.[0-9]{1,4})?)\s*(cm|in)"  # noqa: RUF001
-    r"@([0-9]{1,5}(?:\.[0-9]{1,4})?)(?:dpi)?"
+    r"([0-9]{1,6}(?:\.[0-9]{1,4})?)\s*[x×]\s*"  # noqa: RUF001
+    r"([0-9]{1,6}(?:\.[0-9]{1,4})?)\s*(mm|cm|in)"
+    r"\s*@\s*([0-9]{1,5}(?:\.[0-9]{1,4})?)\s*(?:dpi)?"
 )
 _LEAST_DPI, _MOST_DPI = 1, 10_000
 
@@ -25,7 +27,7 @@ class PrintSize:
 
     Attributes:
         width_in, height_in: In inches.
-        unit: "cm" or "in", as it was said.
+        unit: "mm", "cm" or "in", as it was said.
         dpi: Pixels per inch.
     """
 
@@ -75,7 +77,7 @@ def parse_print(text: str) -> PrintSize:
             f'print size "{text}" is not understood; write it like 60x40cm@300 or 24x16in@300, '
             "with the pixels per inch behind @"
         )
-    per_inch = _CM_PER_INCH if match[3] == "cm" else Fraction(1)
+    per_inch = _PER_INCH[match[3]]
     asked = PrintSize(
         Fraction(match[1]) / per_inch, Fraction(match[2]) / per_inch, match[3], Fraction(match[4])
     )
@@ -111,7 +113,7 @@ def _covering(px: Fraction) -> int:
 
 
 def _in(inches: Fraction, unit: str) -> str:
-    return _short(inches * _CM_PER_INCH if unit == "cm" else inches)
+    return _short(inches * _PER_INCH[unit])
 
 
 def _short(value: Fraction) -> str:
