@@ -81,6 +81,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return recipe
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a path is a picture, or a folder, by its first bytes; else it may be a recipe.
+
+    Raises:
+        RequestError: If it is missing or empty.
+    """
+    return path.is_dir() or _kind(_head(path)) is not None
+
+
 def inspect(path: Path) -> ImageFacts:
     """Read a picture's size and what it says about itself, without reading its pixels.
 
@@ -127,15 +136,24 @@ def _kind(head: bytes) -> str | None:
 def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(_HEAD_BYTES)
+            head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}; check the name") from error
+    if not head:
+        raise RequestError(f"{path} is empty (0 bytes); take a whole copy")
+    return head
 
 
 def _inspect_tiff(path: Path) -> ImageFacts:
     from tifffile import TiffFile
 
     with tifffile_silent(), TiffFile(path) as tiff:
+        if not len(tiff.pages):
+            size_bytes = path.stat().st_size
+            raise RequestError(
+                f"{path} is truncated ({size_bytes} bytes): the directory that it points to is "
+                "cut off; take a whole copy"
+            )
         first = tiff.pages.first
         _check_whole(path, tiff_end(tiff))
         width_px, height_px = int(first.imagewidth), int(first.imagelength)

@@ -101,11 +101,14 @@ def printed(recipe: Recipe) -> dict[str, float]:
 
 def printed_words(recipe: Recipe) -> str:
     """The same in words: "138.7x138.7 cm (54.6x54.6 in) at 300 dpi"."""
-    size = printed(recipe)
-    return (
-        f"{size['width_cm']:.1f}x{size['height_cm']:.1f} cm "
-        f"({size['width_in']:.1f}x{size['height_in']:.1f} in) at {recipe.dpi:g} dpi"
-    )
+    return paper_words(recipe.width_px, recipe.height_px, recipe.dpi)
+
+
+def paper_words(width_px: int, height_px: int, dpi: float) -> str:
+    """The size of pixels on paper in words, in centimetres and inches."""
+    inches = [px / dpi for px in (width_px, height_px)]
+    cm = [side * float(_CM_PER_INCH) for side in inches]
+    return f"{cm[0]:.1f}x{cm[1]:.1f} cm ({inches[0]:.1f}x{inches[1]:.1f} in) at {dpi:g} dpi"
 
 
 def _covering(px: Fraction) -> int:

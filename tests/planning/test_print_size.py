@@ -38,7 +38,8 @@ def test_what_is_rounded_is_said() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "60x40", "60x40cm", "60x40@300", "60cm@300", "60x40km@300", "60x40cm 300", "ax40cm@300", "-1x4cm@300",
+    ["", "60x40", "60x40cm", "60x40@300", "60cm@300", "60x40km@300", "60x40cm 300",
+     "ax40cm@300", "-1x4cm@300",
      "60x40cm@", "60x40cm@0", "60x40cm@20000", "0x40cm@300", "1e3x40cm@300", "60x40cm@nan",
      "6\u0660x40cm@300"],
 )  # fmt: skip
