@@ -92,13 +92,14 @@ def test_several_targets_at_once(hires: Callable) -> None:
 
 
 def foreign(path: Path, **options: Any) -> None:
-    tifffile.imwrite(path, picture(), photometric="rgb", metadata=None, software=False, **options)
+    said = {"photometric": "rgb", "metadata": None, "software": False} | options
+    tifffile.imwrite(path, picture(), **said)
 
 
 @pytest.mark.parametrize(
     "options",
     [{}, {"rowsperstrip": 7}, {"tile": (64, 48)}, {"compression": "zlib"}, {"bigtiff": True},
-     {"byteorder": ">"}, {"compression": "zstd", "tile": (64, 64)},
+     {"byteorder": ">"}, {"description": "x", "metadata": {}}, {"compression": "zstd", "tile": (64, 64)},
      {"compression": "zstd", "tile": (64, 64), "predictor": True, "byteorder": ">"}],
     ids=str,
 )  # fmt: skip
