@@ -99,7 +99,8 @@ def foreign(path: Path, **options: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [{}, {"rowsperstrip": 7}, {"tile": (64, 48)}, {"compression": "zlib"}, {"bigtiff": True},
-     {"byteorder": ">"}, {"description": "x", "metadata": {}}, {"compression": "zstd", "tile": (64, 64)},
+     {"byteorder": ">"}, {"description": "x", "metadata": {}},
+     {"compression": "zstd", "tile": (64, 64)},
      {"compression": "zstd", "tile": (64, 64), "predictor": True, "byteorder": ">"}],
     ids=str,
 )  # fmt: skip
