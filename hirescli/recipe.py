@@ -290,6 +290,8 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [f"is no UTF-8 text (byte {error.start})"]) from error
     fragment = read_json_fragment(text, source=str(path))
+    if isinstance(fragment.get("file"), dict):  # what `hires info --json` says of the picture
+        del fragment["file"]
     faults = [f"{key}: {text}" for key, text in fragment_faults(fragment)]
     if faults:
         raise ConfigError(str(path), faults)

@@ -426,6 +426,8 @@ class _Defaults:
             request = replace(request, prompt=prompt_from_stdin())
         self._recipe_files = recipe_file(request.recipe)
         options = request.fragment()
+        self._bits = {} if request.bits is None else {"bits": request.bits}
+        self._on_paper = request.print_ is not None and request.format is None
         faults = [f"{key}: {fault}" for key, fault in fragment_faults(options)]
         if faults:
             raise ConfigError("the options", faults)
@@ -441,20 +443,21 @@ class _Defaults:
             RequestError: If it is no recipe.
         """
         from hirescli.cli.request import fitting, of_its_size
+        from hirescli.planning.formats import format_for, format_on_paper, layout_for
         from hirescli.recipe import Recipe
 
         own = dict(job.fragment)
         named = job.output or ("x" + self._suffix if self._suffix else None)
-        if named is not None or own.get("format") is not None:
-            from hirescli.planning.formats import format_for, layout_for
-
-            path = None if named is None else Path(named)
+        path = None if named is None else Path(named)
+        if self._on_paper and own.get("format") is None:
+            own["format"] = format_on_paper(path)
+        if path is not None or own.get("format") is not None:
             own["format"] = format_for(path, own.get("format"))
             if (layout := layout_for(path, own.get("tile_layout"))) is not None:
                 own["tile_layout"] = layout
         files = [*self._recipe_files, *self._files]
         sized, own = self._sized(files, own)
-        fragments = [sized, *fitting(files, own), own]
+        fragments = [sized, *fitting(files, self._bits | own), own]
         if self._recipe_files:
             fragments[1] = of_its_size(fragments[1], fragments[2:])
         return Recipe.from_fragments(*fragments, source=job.where)

@@ -20,7 +20,8 @@ def export(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A TIFF of any size, of hires or another program, or a PNG, JPEG or WebP.",
+            help="A TIFF of any size, of hires or another program, or a PNG, JPEG, WebP or GIF; "
+            "AVIF and tiles are not read.",
             show_default=False,
         ),
     ],
@@ -113,12 +114,17 @@ def export(
         bool, typer.Option("--overwrite", help="Replace files that exist.")
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("-q", "--quiet", help="No progress; print only the path of each file."),
+    ] = False,
 ) -> None:
     """Write a finished picture in other formats, without loading a model.
 
     Pixels are taken as they are, in bands; what the picture says about itself goes with them. All
     files are whole before the first gets its name.
     """
+    from hirescli.cli.progress import listening
     from hirescli.output.export import export, prepared
 
     said = {
@@ -129,10 +135,13 @@ def export(
     choices: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
     try:
         asked = prepared(file, to, choices, overwrite=overwrite)
-        finished = export(asked, overwrite=overwrite)
+        # With --json stdout gets one object and stderr nothing.
+        with listening(as_json=False, quiet=quiet or json_, at_first=f"reading {file}") as tell:
+            finished = export(asked, overwrite=overwrite, listener=tell)
     except HiresError as error:
         if json_:
-            write_line(json.dumps({"message": str(error), "exit_code": error.exit_code}))
+            code = error.exit_code
+            write_line(json.dumps({"event": "error", "message": str(error), "exit_code": code}))
         raise
     if json_:
         keys = ("bytes", "seconds", "sha256")

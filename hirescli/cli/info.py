@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hirescli.cli.streams import json_visible, visible
+from hirescli.cli.streams import json_visible, visible, write_line
+from hirescli.errors import HiresError
 
 
 def info(
@@ -25,42 +26,68 @@ def info(
         typer.Option(
             "--json",
             help="Print the recipe as JSON, as --recipe reads it; of A1111's text an object with "
-            "the key parameters.",
+            "the key parameters. What the file is stands under the key file.",
         ),
     ] = False,
 ) -> None:
-    """Show the recipe that an image was made from. `hires generate --recipe FILE` repeats it.
+    """Show what a file is, and the recipe it was made from; `generate --recipe FILE` repeats it.
 
     Of other programs' pictures it shows the text that A1111's web interface and many others
     embed: prompt, negative prompt, steps, sampler, CFG scale, seed, size, model.
     """
-    from hirescli.output.metadata import read_recipe
+    try:
+        _info(file, as_json=json_)
+    except HiresError as error:
+        if json_:
+            code = error.exit_code
+            write_line(json.dumps({"event": "error", "message": str(error), "exit_code": code}))
+        raise
+
+
+def _info(file: Path, *, as_json: bool) -> None:
+    from hirescli.output.metadata import inspect, is_picture, read_recipe
     from hirescli.recipe import Recipe
 
-    parameters = _parameters(file)
-    if parameters is not None:
-        if not json_:
-            print("another program's picture; its A1111 text says:")
-            parameters |= parameters.pop("others", {})
-        _show({"parameters": parameters} if json_ else parameters, as_json=json_)
+    if file.suffix.lower() == ".json" or not is_picture(file):
+        recipe = dict(read_recipe(file))
+        Recipe.from_fragments(recipe, source=str(file))  # complete and of our kind, or refused
+        _show(recipe, as_json=as_json)
         return
-    recipe = dict(read_recipe(file))
-    Recipe.from_fragments(recipe, source=str(file))  # complete and of our kind, or refused
-    _show(recipe, as_json=json_)
+    from hirescli.output.file_facts import file_facts
+
+    facts = inspect(file)
+    if facts.recipe is not None:
+        Recipe.from_fragments(facts.recipe, source=str(file))
+    about = file_facts(facts)
+    parameters = facts.parameters if facts.recipe is None else None
+    if as_json:
+        said = {} if parameters is None else {"parameters": parameters}
+        _show((facts.recipe or said) | {"file": about}, as_json=True)
+        return
+    _show(_in_words(about), as_json=False)
+    print()
+    if facts.recipe is not None:
+        _show(facts.recipe, as_json=False)
+    elif parameters is not None:
+        print("another program's picture; its A1111 text says:")
+        _show(parameters | parameters.pop("others", {}), as_json=False)
+    else:
+        print("it holds no recipe of hires, and no A1111 text")
 
 
-def _parameters(file: Path) -> dict[str, Any] | None:
-    """A1111's text in a picture without a recipe of ours; None if there is none."""
-    if file.suffix.lower() == ".json":  # the common case needs no image library
-        return None
-    from hirescli.errors import RequestError
-    from hirescli.output.metadata import inspect
+def _in_words(about: dict[str, Any]) -> dict[str, Any]:
+    from hirescli.planning.print_size import paper_words
+    from hirescli.units import format_bytes
 
-    try:
-        facts = inspect(file)
-    except RequestError:
-        return None  # a recipe, or what `read_recipe` names
-    return facts.parameters if facts.recipe is None else None
+    width_px, height_px = about["width_px"], about["height_px"]
+    return {
+        "file": about["format"],
+        "pixels": f"{width_px}x{height_px}",
+        "bits": about.get("bits"),
+        "levels": about["levels"],
+        "bytes": f"{about['bytes']} ({format_bytes(about['bytes'])})",
+        "print": paper_words(width_px, height_px, about["dpi"]) if "dpi" in about else None,
+    }
 
 
 def _show(said: dict[str, Any], *, as_json: bool) -> None:

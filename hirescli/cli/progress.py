@@ -107,8 +107,12 @@ def seconds_left(elapsed_seconds: float, fraction: float, planned_seconds: float
 
 
 @contextmanager
-def listening(*, as_json: bool, quiet: bool) -> Iterator[Listener]:
+def listening(
+    *, as_json: bool, quiet: bool, at_first: str = "loading the model"
+) -> Iterator[Listener]:
     """The listener that fits: JSON lines, warnings only, a live display, or plain lines.
+
+    A display says `at_first` until the first event.
 
     None of them ends a run because nobody reads it any more.
     """
@@ -119,7 +123,7 @@ def listening(*, as_json: bool, quiet: bool) -> Iterator[Listener]:
     elif quiet:
         yield Lines(stderr, only_warnings=True)
     elif stderr.is_terminal and not stderr.is_dumb_terminal:
-        with Display(stderr) as display:
+        with Display(stderr, at_first=at_first) as display:
             yield display
     else:
         yield Lines(stderr)
@@ -204,9 +208,16 @@ class Display:
 
     Args:
         out: A terminal.
+        at_first: What is done before the first event.
     """
 
-    def __init__(self, out: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        out: Console,
+        *,
+        at_first: str = "loading the model",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._lines = Lines(out)
         self._clock = clock
         self._started = clock()
@@ -221,7 +232,7 @@ class Display:
         )
         self._work: Work | None = None
         self._planned_seconds = 0.0
-        self._image = self._progress.add_task("image", total=1.0, note="loading the model")
+        self._image = self._progress.add_task("image", total=1.0, note=at_first)
         self._part = self._progress.add_task("", total=1.0, note="", visible=False)
         self._final: TaskID | None = None
         self._stage = ""

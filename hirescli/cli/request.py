@@ -110,15 +110,14 @@ def _recipes(options: RequestOptions, source: Path | None) -> tuple[Recipe, ...]
 
 def _flags(options: RequestOptions, files: list[Mapping[str, Any]]) -> dict[str, Any]:
     """The flags; a suffix of `--output` says a format as `--format` does."""
-    from hirescli.planning.formats import FORMATS, check_held, format_for, layout_for
+    from hirescli.planning.formats import check_held, format_for, format_on_paper, layout_for
 
     if options.prompt == _STDIN:
         options = dataclasses.replace(options, prompt=prompt_from_stdin())
     flags = options.fragment()
     named = _named_file(options.output)
-    may_print = named is None or named.name.lower().endswith(FORMATS["print"].also_named)
-    if options.print_ is not None and may_print:
-        flags.setdefault("format", "print")
+    if options.print_ is not None and (on_paper := format_on_paper(named)) is not None:
+        flags.setdefault("format", on_paper)
     if named is not None or "format" in flags:
         if (size := _size([*files, flags])) is not None:
             check_held(named, flags.get("format"), *size)  # names the limit where there is one
@@ -146,14 +145,18 @@ def _size(fragments: list[Mapping[str, Any]]) -> tuple[int, int] | None:
 
 
 def fitting(files: list[Mapping[str, Any]], flags: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The files without what served their own format and says nothing in the asked one."""
-    from hirescli.planning.formats import without_effect
+    """The files without what served their own format and says nothing in the asked one.
+
+    Nor bits that the asked one does not hold, unless the flags say bits.
+    """
+    from hirescli.planning.formats import holds_bits, without_effect
 
     def useless(fragments: list[Mapping[str, Any]]) -> tuple[str, ...]:
         said: dict[str, Any] = {}
         for fragment in fragments:
             said |= {key: value for key, value in fragment.items() if value is not None}
-        return without_effect(said)
+        fits = holds_bits(said) or flags.get("bits") is not None
+        return (*without_effect(said), *(() if fits else ("bits",)))
 
     dropped = useless([*files, flags])
     return [
@@ -236,11 +239,12 @@ def _named_file(output: str | None) -> Path | None:
 
 
 def _output(output: str | None, recipe: Recipe, *, several: bool) -> Path:
-    from hirescli.planning.formats import default_output
+    from hirescli.planning.formats import default_output, split_name
 
     named = _named_file(output)
     if named is None:
         return Path(output or "") / default_output(recipe)
     if several and "{seed}" not in named.name:
-        named = named.with_name(f"{named.stem}-seed{{seed}}{named.suffix}")
+        stem, suffix = split_name(named)
+        named = named.with_name(f"{stem}-seed{{seed}}{suffix}")
     return named.with_name(named.name.replace("{seed}", str(recipe.seed)))

@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -142,14 +143,33 @@ def tiff_end(tiff: TiffFile) -> int:
     return max(max(_directory_ends(tiff, page)) for page in tiff.pages)
 
 
-def _directory_ends(tiff: TiffFile, page: TiffPage | TiffFrame) -> Iterator[int]:
+def tiff_in_order(tiff: TiffFile) -> bool:
+    """Whether all directories of an open TIFF have each tag once and in order, as they must."""
+    return all(_in_order(tiff, page.offset) for page in tiff.pages)
+
+
+def _in_order(tiff: TiffFile, offset: int) -> bool:
+    directory = _entries(tiff, offset)
+    size, format_ = tiff.tiff.tagsize, tiff.tiff.byteorder + "H"
+    codes = [
+        struct.unpack_from(format_, directory, at)[0] for at in range(0, len(directory), size)
+    ]
+    return all(one < other for one, other in itertools.pairwise(codes))
+
+
+def _entries(tiff: TiffFile, offset: int) -> bytes:
     layout, file = tiff.tiff, tiff.filehandle
+    file.seek(offset)
+    (entries,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+    return file.read(entries * layout.tagsize)
+
+
+def _directory_ends(tiff: TiffFile, page: TiffPage | TiffFrame) -> Iterator[int]:
+    layout = tiff.tiff
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
         yield offset + count
-    file.seek(page.offset)
-    (entries,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
-    directory = file.read(entries * layout.tagsize)
-    yield page.offset + layout.tagnosize + entries * layout.tagsize + layout.offsetsize
+    directory = _entries(tiff, page.offset)
+    yield page.offset + layout.tagnosize + len(directory) + layout.offsetsize
     for at in range(0, len(directory), layout.tagsize):
         # code (2), type (2), count (4 or 8), and the value or, where it is longer, its place
         _, kind = struct.unpack_from(layout.tagformat1, directory, at)
@@ -171,7 +191,7 @@ def _png_walk(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     """
     while (head := _whole(file, 8))[4:] != b"IEND":
         length, name = int.from_bytes(head[:4]), head[4:]
-        if name not in (b"IHDR", b"iTXt", b"tEXt") or length > _TEXT_LIMIT_BYTES:
+        if name not in (b"IHDR", b"iTXt", b"tEXt", b"zTXt") or length > _TEXT_LIMIT_BYTES:
             file.seek(length + 4, 1)
             continue
         body = _whole(file, length)
@@ -187,6 +207,8 @@ def _png_text(name: bytes, body: bytes) -> tuple[str, str]:
     key = keyword.decode("latin-1")
     if name == b"tEXt":
         return key, _latin_or_utf8(rest)
+    if name == b"zTXt":  # a byte says how it is compressed; there is one way
+        return key, _latin_or_utf8(_inflated(rest[1:]))
     if name != b"iTXt" or len(rest) < 2:
         return "", ""
     text = rest[2:].split(b"\0", 2)[-1]

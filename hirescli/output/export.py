@@ -75,15 +75,18 @@ def prepared(
     """
     assert targets, "an export has a target"
     header = read_header(source, most_px=_MOST_PX)
-    facts = inspect(source) if header.format in ("tiff", "png", "jpeg", "webp") else None
-    recipes = _recipes(header, facts, targets, choices)
+    # What is left behind is not read either: it may be damaged.
+    texts = choices.get("metadata", True) and header.format != "gif"
+    facts = inspect(source) if texts else None
+    foreign = _foreign(header, facts) if texts else None
+    recipes = _recipes(header, facts, foreign, targets, choices)
     check_apart(targets)
     for path in targets:
         if path.resolve() == source.resolve():
             raise RequestError(f"{path} would replace its own source; choose another name")
         check_output(path, overwrite)
     bits: Bits = 16 if any(recipe.bits == 16 for recipe in recipes.values()) else 8
-    made = Export(source, recipes, _foreign(header, facts), bits)
+    made = Export(source, recipes, foreign, bits)
     first = recipes[targets[0]]
     _check_memory(made, Machine.detect())
     _check_disk(made, (first.width_px, first.height_px))
@@ -111,6 +114,7 @@ def export(
 def _recipes(
     header: Header,
     facts: ImageFacts | None,
+    foreign: Texts | None,
     targets: Sequence[Path],
     choices: Mapping[str, Any],
 ) -> dict[Path, Recipe]:
@@ -120,7 +124,7 @@ def _recipes(
     own = _own_recipe(facts)
     if own is None:
         # The prompt is never written: texts of others, or none, take its place.
-        said = _foreign(header, facts) is not None
+        said = foreign is not None
         own = {"prompt": "another program's", "dpi": _dpi(header.image), "metadata": said}
     bits = {"bits": 16 if header.bits > 8 else 8}
     asked = Recipe.from_fragments(own, size, bits, choices, source="the export")

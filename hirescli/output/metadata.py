@@ -17,7 +17,7 @@ from hirescli.output.containers import JPEG_START, PNG_START, read_jpeg, read_pn
 from hirescli.output.exif import read_user_comment
 from hirescli.output.parameters import read_parameters
 from hirescli.output.quiet import tifffile_silent
-from hirescli.output.texts import embedded, recipe_in_xmp
+from hirescli.output.texts import RECIPE_KEY, embedded, parameters_in_xmp, recipe_in_xmp
 from hirescli.output.tile_folder import TileFolder, read_tiles
 from hirescli.recipe import read_recipe_file
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tifffile import TiffFile
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_XMP_TAG = 700
 _HEAD_BYTES = 4096
 _KNOWN = "TIFF, PNG, JPEG, WebP, AVIF, tiles"
 
@@ -80,6 +81,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return recipe
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a path is a picture, or a folder, by its first bytes; else it may be a recipe.
+
+    Raises:
+        RequestError: If it is missing or empty.
+    """
+    return path.is_dir() or _kind(_head(path)) is not None
+
+
 def inspect(path: Path) -> ImageFacts:
     """Read a picture's size and what it says about itself, without reading its pixels.
 
@@ -126,19 +136,31 @@ def _kind(head: bytes) -> str | None:
 def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(_HEAD_BYTES)
+            head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}; check the name") from error
+    if not head:
+        raise RequestError(f"{path} is empty (0 bytes); take a whole copy")
+    return head
 
 
 def _inspect_tiff(path: Path) -> ImageFacts:
     from tifffile import TiffFile
 
     with tifffile_silent(), TiffFile(path) as tiff:
+        if not len(tiff.pages):
+            size_bytes = path.stat().st_size
+            raise RequestError(
+                f"{path} is truncated ({size_bytes} bytes): the directory that it points to is "
+                "cut off; take a whole copy"
+            )
         first = tiff.pages.first
         _check_whole(path, tiff_end(tiff))
         width_px, height_px = int(first.imagewidth), int(first.imagelength)
-        return _facts(path, "tiff", width_px, height_px, [first.description], levels=_levels(tiff))
+        xmp = first.tags.valueof(_XMP_TAG, b"")
+        parameters = parameters_in_xmp(xmp) if isinstance(xmp, bytes) else ""
+        texts, levels = [first.description], _levels(tiff)
+        return _facts(path, "tiff", width_px, height_px, texts, parameters, levels=levels)
 
 
 def _levels(tiff: TiffFile) -> int:
@@ -152,7 +174,12 @@ def _levels(tiff: TiffFile) -> int:
 
 def _inspect_png(path: Path) -> ImageFacts:
     width_px, height_px, texts = read_png(path)
-    recipes, parameters = list(texts.values()), texts.get("parameters", "")
+    parameters, own = texts.get("parameters", ""), texts.get(RECIPE_KEY, "")
+    # Older files have the key inside the text, too.
+    wrapped = (
+        own if not own or own.startswith(f'{{"{RECIPE_KEY}"') else f'{{"{RECIPE_KEY}": {own}}}'
+    )
+    recipes = [wrapped, *texts.values()]
     return _facts(path, "png", width_px, height_px, recipes, parameters)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hirescli.errors import RequestError
 from hirescli.output.containers import JPEG_START, PNG_START, read_jpeg, read_png
-from hirescli.output.tiff_page import largest_page
+from hirescli.output.tiff_page import largest_page, strictness
 from hirescli.output.zstd_tiff import has_zstd
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ def load(path: Path, kind: str, *, page: int = 0) -> pyvips.Image:
     # A source takes the name as it is; by name, "x[page=2]" would be a file with an option.
     source = pyvips.Source.new_from_file(os.fspath(path))
     # "warning": at lower levels half a picture is still a picture.
-    image: pyvips.Image = loader(source, access="sequential", fail_on="warning", **options)
+    fail_on = strictness(path) if kind == "tiff" else "warning"
+    image: pyvips.Image = loader(source, access="sequential", fail_on=fail_on, **options)
     return image
 
 

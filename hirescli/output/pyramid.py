@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hirescli.errors import RequestError
 from hirescli.output.quiet import tifffile_silent
-from hirescli.output.tiff_page import largest_page
+from hirescli.output.tiff_page import largest_page, strictness
 
 if TYPE_CHECKING:
     import pyvips
@@ -68,8 +68,8 @@ def open_level(
     # A source takes the name as it is; by name, "x[page=2]" would be a file with an option.
     source = pyvips.Source.new_from_file(os.fspath(path))
     image: pyvips.Image = pyvips.Image.tiffload_source(
-        source, page=level.page, subifd=level.subifd, access=access, fail_on="warning",
-        unlimited=True,
+        source, page=level.page, subifd=level.subifd, access=access,
+        fail_on=strictness(path), unlimited=True,
     )  # fmt: skip
     return image
 

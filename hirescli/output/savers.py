@@ -89,12 +89,15 @@ def _describe_tiff(image: pyvips.Image, texts: Texts | None) -> None:
 
     if texts and texts.recipe:
         image.set_type(pyvips.GValue.gstr_type, "image-description", texts.recipe)
-    if texts and texts.xmp:
-        image.set_type(pyvips.GValue.blob_type, "xmp-data", texts.xmp)
+    if texts and (xmp := texts.xmp_with_parameters):
+        image.set_type(pyvips.GValue.blob_type, "xmp-data", xmp)
 
 
 def _save_png(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts | None) -> None:
-    chunks = png_chunks(**_fields(texts), recipe_key=RECIPE_KEY) if texts else b""
+    chunks = b""
+    if texts:
+        fields = _fields(texts) | {"recipe": texts.recipe_itself}
+        chunks = png_chunks(**fields, recipe_key=RECIPE_KEY)
     save_inserting(image, partial, ".png", chunks, png_place)
 
 
@@ -124,7 +127,8 @@ def _save_whole(
 
     mark, comment = "", b""
     if texts:
-        image.set_type(pyvips.GValue.blob_type, "xmp-data", texts.xmp_with_recipe)
+        if xmp := texts.xmp_with_recipe:  # libvips fails on an empty one
+            image.set_type(pyvips.GValue.blob_type, "xmp-data", xmp)
         comment = user_comment(texts.parameters)
         if texts.parameters and len(comment) <= _EXIF_LIMIT_BYTES:
             # libvips writes comments in ASCII only: a mark keeps the place of ours.
@@ -159,15 +163,25 @@ def _save_tiles(image: pyvips.Image, partial: Path, recipe: Recipe, texts: Texts
     for stray in partial.rglob("vips-properties.xml"):  # holds the date
         stray.unlink()
     if recipe.tile_layout == "iiif3":
-        _name_iiif(folder / "info.json", name)
+        _complete_iiif(folder, name, recipe)
     if texts:
         (folder / SIDECAR).write_text(texts.sidecar, encoding="utf-8")
 
 
-def _name_iiif(info: Path, name: str) -> None:
-    """Write the folder's name as its address, so that a page beside it finds the tiles."""
-    said = json.loads(info.read_text(encoding="utf-8"))
-    info.write_text(json.dumps(said | {"id": name}, indent=2) + "\n", encoding="utf-8")
+def _complete_iiif(folder: Path, name: str, recipe: Recipe) -> None:
+    """Make a folder of tiles what IIIF 3 asks for, where libvips leaves it.
+
+    The folder's name becomes its address, so that a page beside it finds the tiles. Viewers ask
+    for JPEG unless another format is said, and for a picture that is a single tile as "max".
+    """
+    info = folder / "info.json"
+    said = json.loads(info.read_text(encoding="utf-8")) | {"id": name}
+    if recipe.tile_format != "jpeg":
+        said |= {"preferredFormats": [recipe.tile_format], "extraFormats": [recipe.tile_format]}
+    info.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    single = folder / "full" / f"{said['width']},{said['height']}"
+    if single.is_dir():
+        single.rename(folder / "full" / "max")
 
 
 SAVERS: dict[str, Callable[[pyvips.Image, Path, Recipe, Texts | None], None]] = {

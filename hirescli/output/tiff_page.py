@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hirescli.errors import RequestError
-from hirescli.output.containers import tiff_end
+from hirescli.output.containers import tiff_end, tiff_in_order
 from hirescli.output.quiet import tifffile_silent
 from hirescli.units import format_bytes
 
@@ -60,6 +60,18 @@ def largest_page(path: Path, *, most_held_px: int) -> tuple[int, bool]:
     _check_strips(path, page, most_held_px)
     extras = tuple(int(extra) for extra in page.extrasamples)
     return index, bool(extras) and extras[0] in _ALPHA
+
+
+def strictness(path: Path) -> str:
+    """At what libvips shall refuse a TIFF: warnings, which tell of damaged tiles.
+
+    It also warns, and then reads nothing, where tags stand twice or out of order, as the
+    descriptions that tifffile writes do; of these files it is asked for errors only.
+    """
+    from tifffile import TiffFile
+
+    with tifffile_silent(), TiffFile(path) as tiff:
+        return "warning" if tiff_in_order(tiff) else "error"
 
 
 def _px(page: TiffPage) -> int:

@@ -13,6 +13,7 @@ from hirescli.planning.formats import (
     check_format,
     check_options,
     format_for,
+    holds_bits,
     layout_for,
     parts,
     without_effect,
@@ -63,6 +64,14 @@ def with_also(recipe: Recipe, paths: Sequence[Path]) -> tuple[Recipe, tuple[Also
         own = each.recipe(recipe)
         check_format(own.format, own.width_px, own.height_px)
         check_options(own)
+    if not holds_bits(recipe.model_dump()):
+        deep = next((each.path for each in made if each.recipe(recipe).bits == recipe.bits), None)
+        if deep is not None:
+            raise RequestError(
+                f"{recipe.format} holds 8 bits a sample, not {recipe.bits}, and all files are "
+                f"made from the output's: make {deep} the output, with -o, and name the other "
+                "with --also"
+            )
     of_others = {key for each in made for key in effective(each.recipe(recipe))}
     return recipe.model_copy(update=_usual(of_others - effective(recipe))), made
 

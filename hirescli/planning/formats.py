@@ -94,6 +94,16 @@ def format_for(path: Path | None, stated: str | None = None) -> FormatName:
     return cast(FormatName, _chosen(path, stated).name)
 
 
+def format_on_paper(path: Path | None) -> FormatName | None:
+    """The format that a size on paper asks for where none is given in words.
+
+    Returns:
+        "print" for a name that is still open or a TIFF's, else None: the suffix says it.
+    """
+    may = path is None or path.name.lower().endswith(FORMATS["print"].also_named)
+    return "print" if may else None
+
+
 def layout_for(path: Path | None, stated: str | None = None) -> str | None:
     """The layout of tiles that an output name and a stated layout agree on; None: nobody says.
 
@@ -106,9 +116,26 @@ def layout_for(path: Path | None, stated: str | None = None) -> str | None:
         assert path is not None
         raise RequestError(
             f'output "{path.name}" is in the layout {named} by its suffix, but --tile-layout '
-            f"says {stated}; name it {path.stem}{suffix}"
+            f"says {stated}; name it {join_name(split_name(path)[0], suffix)}"
         )
     return stated or named
+
+
+def split_name(path: Path) -> tuple[str, str]:
+    """The name without its suffix, and this: ".print.tif" is one; of unknown ones the last."""
+    name = path.name.lower()
+    known = {suffix for fmt in FORMATS.values() for suffix in fmt.suffixes}
+    for suffix in sorted(known, key=len, reverse=True):
+        if name.endswith(suffix) and name != suffix:
+            return path.name[: -len(suffix)], path.name[-len(suffix) :]
+    return path.stem, path.suffix
+
+
+def join_name(stem: str, suffix: str) -> str:
+    """A name whose suffix is this one: "a.print" and ".tif" are not put together to another."""
+    while (split := split_name(Path(stem + suffix)))[1] != suffix and split[1].endswith(suffix):
+        stem = split[0]
+    return stem + suffix
 
 
 def parts(output: Path) -> tuple[Path, ...]:
@@ -144,7 +171,7 @@ def _chosen(path: Path | None, stated: str | None) -> Format:
         suffix = by_words.also_named[:1] or by_words.suffixes
         raise RequestError(
             f'output "{path.name}" is {by_suffix.name} by its suffix, but the format asked for '
-            f"is {by_words.name}; name it {path.stem}{suffix[0]}"
+            f"is {by_words.name}; name it {join_name(split_name(path)[0], suffix[0])}"
         )
     return by_suffix
 
@@ -199,8 +226,8 @@ def check_options(recipe: Recipe) -> None:
     ]
     if faults:
         raise RequestError(f"format {recipe.format}: {'; '.join(faults)}; leave it out")
-    inside = _jpeg_inside(recipe.format, recipe.compression, recipe.tile_format)
-    if recipe.bits not in FORMATS[recipe.format].bits or (recipe.bits != 8 and inside):
+    if not holds_bits(recipe.model_dump(include={"bits", "format", "compression", "tile_format"})):
+        inside = _jpeg_inside(recipe.format, recipe.compression, recipe.tile_format)
         what = f"{recipe.format} with jpeg inside" if inside else recipe.format
         raise RequestError(
             f"{what} holds 8 bits a sample, not {recipe.bits}; leave --bits out, or use tiff, png "
@@ -214,12 +241,23 @@ def without_effect(said: Mapping[str, Any]) -> tuple[str, ...]:
     Args:
         said: A partial recipe; what it does not say is the default.
     """
-    usual = {key: field.default for key, field in Recipe.model_fields.items()}
-    whole = usual | {key: value for key, value in said.items() if value is not None}
+    whole = _whole(said)
     takes = FORMATS[whole["format"]].takes
     if _jpeg_inside(whole["format"], whole["compression"], whole["tile_format"]):
         takes = (*takes, "quality")
     return tuple(key for key in _CHOICES if key not in takes)
+
+
+def holds_bits(said: Mapping[str, Any]) -> bool:
+    """Whether the format of a partial recipe holds its bits."""
+    whole = _whole(said)
+    inside = _jpeg_inside(whole["format"], whole["compression"], whole["tile_format"])
+    return whole["bits"] == 8 or (whole["bits"] in FORMATS[whole["format"]].bits and not inside)
+
+
+def _whole(said: Mapping[str, Any]) -> dict[str, Any]:
+    usual = {key: field.default for key, field in Recipe.model_fields.items()}
+    return usual | {key: value for key, value in said.items() if value is not None}
 
 
 def _jpeg_inside(name: str, compression: str, tile_format: str) -> bool:
@@ -270,13 +308,10 @@ def _named(name: str) -> Format:
 
 
 def _by_suffix(path: Path) -> Format:
-    name = path.name.lower()
-    found = [
-        f for f in FORMATS.values() if any(name.endswith(s) and name != s for s in f.suffixes)
-    ]
-    if found:  # of ".tif" and ".print.tif" the longer one counts
-        return found[-1]
-    suffix = path.suffix
+    suffix = split_name(path)[1]
+    for fmt in FORMATS.values():
+        if suffix.lower() in fmt.suffixes:
+            return fmt
     known = ", ".join(suffix for fmt in FORMATS.values() for suffix in fmt.suffixes)
     what = f'no known suffix ("{suffix}")' if suffix else "no suffix"
     raise RequestError(f'output "{path.name}" has {what}; use one of {known}')

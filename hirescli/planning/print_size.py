@@ -11,10 +11,12 @@ from hirescli.errors import RequestError
 from hirescli.recipe import Recipe
 
 _CM_PER_INCH = Fraction(254, 100)
+_PER_INCH = {"mm": 10 * _CM_PER_INCH, "cm": _CM_PER_INCH, "in": Fraction(1)}
 _MULTIPLE_PX = 8  # what all models take
 _SIZE = re.compile(
-    r"([0-9]{1,6}(?:\.[0-9]{1,4})?)[x×]([0-9]{1,6}(?:\.[0-9]{1,4})?)\s*(cm|in)"  # noqa: RUF001
-    r"@([0-9]{1,5}(?:\.[0-9]{1,4})?)(?:dpi)?"
+    r"([0-9]{1,6}(?:\.[0-9]{1,4})?)\s*[x×]\s*"  # noqa: RUF001
+    r"([0-9]{1,6}(?:\.[0-9]{1,4})?)\s*(mm|cm|in)"
+    r"\s*@\s*([0-9]{1,5}(?:\.[0-9]{1,4})?)\s*(?:dpi)?"
 )
 _LEAST_DPI, _MOST_DPI = 1, 10_000
 
@@ -25,7 +27,7 @@ class PrintSize:
 
     Attributes:
         width_in, height_in: In inches.
-        unit: "cm" or "in", as it was said.
+        unit: "mm", "cm" or "in", as it was said.
         dpi: Pixels per inch.
     """
 
@@ -75,7 +77,7 @@ def parse_print(text: str) -> PrintSize:
             f'print size "{text}" is not understood; write it like 60x40cm@300 or 24x16in@300, '
             "with the pixels per inch behind @"
         )
-    per_inch = _CM_PER_INCH if match[3] == "cm" else Fraction(1)
+    per_inch = _PER_INCH[match[3]]
     asked = PrintSize(
         Fraction(match[1]) / per_inch, Fraction(match[2]) / per_inch, match[3], Fraction(match[4])
     )
@@ -99,11 +101,14 @@ def printed(recipe: Recipe) -> dict[str, float]:
 
 def printed_words(recipe: Recipe) -> str:
     """The same in words: "138.7x138.7 cm (54.6x54.6 in) at 300 dpi"."""
-    size = printed(recipe)
-    return (
-        f"{size['width_cm']:.1f}x{size['height_cm']:.1f} cm "
-        f"({size['width_in']:.1f}x{size['height_in']:.1f} in) at {recipe.dpi:g} dpi"
-    )
+    return paper_words(recipe.width_px, recipe.height_px, recipe.dpi)
+
+
+def paper_words(width_px: int, height_px: int, dpi: float) -> str:
+    """The size of pixels on paper in words, in centimetres and inches."""
+    inches = [px / dpi for px in (width_px, height_px)]
+    cm = [side * float(_CM_PER_INCH) for side in inches]
+    return f"{cm[0]:.1f}x{cm[1]:.1f} cm ({inches[0]:.1f}x{inches[1]:.1f} in) at {dpi:g} dpi"
 
 
 def _covering(px: Fraction) -> int:
@@ -111,7 +116,7 @@ def _covering(px: Fraction) -> int:
 
 
 def _in(inches: Fraction, unit: str) -> str:
-    return _short(inches * _CM_PER_INCH if unit == "cm" else inches)
+    return _short(inches * _PER_INCH[unit])
 
 
 def _short(value: Fraction) -> str:

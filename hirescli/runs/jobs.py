@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
 from hirescli.errors import ConfigError, RequestError
-from hirescli.planning.formats import FORMATS, default_output, format_for, usual_suffix
+from hirescli.planning.formats import (
+    FORMATS,
+    default_output,
+    format_for,
+    join_name,
+    split_name,
+    usual_suffix,
+)
 from hirescli.recipe import Recipe, fragment_faults, read_json_fragment
 
 STDIN = "-"
@@ -376,7 +383,7 @@ class Template:
         if any(part in ("", ".", "..") for part in parts) or "\\" in text:
             raise self._wrong("must name files in the output folder")
         literal, field, *_ = parsed[-1]
-        self.suffix = Path("x" + literal).suffix if field is None else ""
+        self.suffix = split_name(Path("x" + literal))[1] if field is None else ""
         if self.suffix:
             format_for(Path("x" + self.suffix))
 
@@ -387,8 +394,9 @@ class Template:
             job: It has no output of its own.
             asked: The job's recipe before anything is resolved: equal on all machines.
         """
-        default = default_output(asked).stem
-        prompt = default_output(asked.model_copy(update={"source": None})).stem
+        default = split_name(default_output(asked))[0]
+        unenlarged = asked.model_copy(update={"source": None})
+        prompt = split_name(default_output(unenlarged))[0]
         filled = self._text.format(
             index=job.index,
             name=safe(job.name or default),
@@ -399,10 +407,13 @@ class Template:
             hash=asked.hash[:_SHOWN_HASH_DIGITS],
         )
         *folders, last = filled.split("/")
-        suffixes = (usual_suffix(asked), *FORMATS[asked.format].suffixes)
-        suffix = next((s for s in suffixes if last.lower().endswith(s) and last != s), "")
-        stem = last[: len(last) - len(suffix)]
-        return "/".join([*map(safe, folders), safe(stem, (last[len(stem) :] or suffixes[0]))])
+        stem, suffix = last.removesuffix(self.suffix), self.suffix
+        if not suffix:  # a name of the job's may end with one
+            stem, suffix = split_name(Path(last))
+            if suffix.lower() not in (usual_suffix(asked), *FORMATS[asked.format].suffixes):
+                stem, suffix = last, usual_suffix(asked)
+        name = join_name(safe(stem, suffix).removesuffix(suffix), suffix)
+        return "/".join([*map(safe, folders), name])
 
     def _check(self, field: str, spec: str, conversion: str | None) -> None:
         if field not in _SPECS:

@@ -93,6 +93,26 @@ def test_outputs(hires: Callable) -> None:
     assert outputs == ["001_sea-seed0_0_64x64.png", "002_rf_0_64x64.png"]
 
 
+def test_print_files(hires: Callable) -> None:
+    def made(jobs: str, *words: object) -> list[tuple[str, str]]:
+        return [(p["output"], p["recipe"]["format"]) for p in planned(hires, jobs, *words)]
+
+    sea = '{"prompt": "sea"}'
+    template = ("--output-template", "{prompt}.print.tif")
+    assert made(sea, *template, *TINY) == [("sea.print.tif", "print")]
+    own = '{"prompt": "sea", "format": "print"}'
+    assert made(own, "--output-template", "{prompt}", *TINY) == [("sea.print.tif", "print")]
+    paper = ("--print", "3x3cm@100", "--steps", 1)
+    jobs = f'{sea}\n{{"prompt": "b", "output": "b.tif"}}\n{{"prompt": "c", "output": "c.png"}}\n'
+    jobs += '{"prompt": "d", "format": "tiff"}'
+    assert made(jobs, *paper) == [
+        ("sea-seed0.print.tif", "print"), ("b.tif", "print"), ("c.png", "png"),
+        ("d-seed0.tif", "tiff"),
+    ]  # fmt: skip
+    assert made(sea, *paper, "--output-template", "{prompt}.tif") == [("sea.tif", "print")]
+    assert made(sea, *paper, "--format", "tiff") == [("sea-seed0.tif", "tiff")]
+
+
 def test_seeds_make_each_prompt_several_times(hires: Callable) -> None:
     made = planned(hires, "sea\nstone\n", "-s", 1, "-s", 2, *TINY, name="jobs.txt")
     assert [plan["output"] for plan in made] == [

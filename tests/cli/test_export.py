@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import imagecodecs
 import numpy as np
@@ -91,13 +92,15 @@ def test_several_targets_at_once(hires: Callable) -> None:
 
 
 def foreign(path: Path, **options: Any) -> None:
-    tifffile.imwrite(path, picture(), photometric="rgb", metadata=None, software=False, **options)
+    said = {"photometric": "rgb", "metadata": None, "software": False} | options
+    tifffile.imwrite(path, picture(), **said)
 
 
 @pytest.mark.parametrize(
     "options",
     [{}, {"rowsperstrip": 7}, {"tile": (64, 48)}, {"compression": "zlib"}, {"bigtiff": True},
-     {"byteorder": ">"}, {"compression": "zstd", "tile": (64, 64)},
+     {"byteorder": ">"}, {"description": "x", "metadata": {}},
+     {"compression": "zstd", "tile": (64, 64)},
      {"compression": "zstd", "tile": (64, 64), "predictor": True, "byteorder": ">"}],
     ids=str,
 )  # fmt: skip
@@ -151,11 +154,88 @@ def test_what_another_program_said_goes_along(hires: Callable) -> None:
     assert json.loads(hires("info", "o.webp", "--json").out)["parameters"]["seed"] == 42
 
 
+def test_the_text_in_a_tiff_goes_on(hires: Callable) -> None:
+    """Also beside XMP of another program, and with what XML sets apart; it is written once."""
+    text = "a <cat> & dog\x0b &amp; 猫\nSteps: 20, Seed: 42"
+    xmp = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf='
+        '"http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+        'xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:CreatorTool="theirs"/></rdf:RDF></x:xmpmeta>'
+    )
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("parameters", text)
+    info.add_itxt("XML:com.adobe.xmp", xmp)
+    Image.fromarray(picture()).save("in.png", pnginfo=info)
+    for source, target in (
+        ("in.png", "a.tif"),
+        ("a.tif", "b.print.tif"),
+        ("b.print.tif", "c.png"),
+    ):
+        assert hires("export", source, "--to", target).code == 0
+        assert inspect(Path(target)).parameters_text == text.replace("\x0b", " ")  # no XML
+    with tifffile.TiffFile("b.print.tif") as tiff:
+        (comment,) = ElementTree.fromstring(tiff.pages[0].tags[700].value).iter(
+            "{http://ns.adobe.com/exif/1.0/}UserComment"
+        )
+    assert "".join(comment.itertext()) == text.replace("\x0b", " ")
+
+
+def test_compressed_texts_of_a_png(hires: Callable) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", "a café\nSteps: 20, Seed: 42", zip=True)
+    Image.fromarray(picture()).save("in.png", pnginfo=info)
+    assert b"zTXt" in Path("in.png").read_bytes()
+    assert json.loads(hires("info", "in.png", "--json").out)["parameters"]["prompt"] == "a café"
+
+
 def test_no_metadata(hires: Callable) -> None:
     ours(Path(), "in.tif", prompt="secretword")
     assert hires("export", "in.tif", "--to", "o.tif", "--no-metadata").code == 0
     assert b"secretword" not in Path("o.tif").read_bytes()
     assert np.array_equal(pyvips.Image.new_from_file("o.tif").numpy(), picture())
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "o.tif"])
+@pytest.mark.parametrize("source", ["in.png", "in.jpg", "in.webp"])
+def test_an_a1111_text_alone_goes_into_every_format(
+    hires: Callable, kind: str, source: str
+) -> None:
+    text = "a cat ☃\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 42"
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", text)
+    Image.fromarray(picture()).save("in.png", pnginfo=info)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
+    for name in ("in.jpg", "in.webp"):
+        Image.fromarray(picture()).save(name, exif=exif)
+    ran = hires("export", source, "--to", kind, "--to", "z.png")
+    assert ran.code == 0, ran.err
+    assert inspect(Path("z.png")).parameters_text == text
+    assert inspect(Path(kind)).parameters_text == text
+
+
+@pytest.mark.parametrize("recipe", ['{"new": 1}', "{damaged"], ids=str)
+def test_no_metadata_reads_no_recipe(hires: Callable, recipe: str) -> None:
+    foreign(Path("in.tif"), description=f'{{"hires_recipe": {recipe}}}')
+    ran = hires("export", "in.tif", "--to", "o.png")
+    assert ran.code == 2
+    ran = hires("export", "in.tif", "--to", "o.png", "--no-metadata")
+    assert ran.code == 0, ran.err
+    assert np.array_equal(imagecodecs.imread("o.png"), picture())
+
+
+def test_no_metadata_leaves_texts_of_others_behind(hires: Callable) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", "secretword\nSteps: 20, Seed: 1")
+    info.add_itxt(
+        "XML:com.adobe.xmp", "<x:xmpmeta xmlns:x='adobe:ns:meta/'>secretword</x:xmpmeta>"
+    )
+    Image.fromarray(picture()).save("in.png", pnginfo=info, dpi=(150, 150))
+    for name in ("o.tif", "o.png", "o.webp"):
+        assert hires("export", "in.png", "--to", name, "--no-metadata").code == 0
+        assert b"secretword" not in Path(name).read_bytes()
+        with Image.open(name) as image:
+            assert name == "o.webp" or image.info["dpi"][0] == pytest.approx(150, abs=0.1)
 
 
 @pytest.mark.parametrize(

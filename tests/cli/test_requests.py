@@ -96,10 +96,39 @@ def test_outputs(hires: Callable, words: list[str], outputs: list[str]) -> None:
     assert [plan["output"] for plan in made] == outputs
 
 
+def test_further_files_keep_their_formats_with_several_seeds(hires: Callable) -> None:
+    words = ("-p", "sea", "--size", 512, "-s", 1, "-s", 2, "-o", "x.tif")
+    made = plans(hires("plan", "--json", *words, "--also", "y.print.tif"))
+    assert [plan["also"] for plan in made] == [["y-seed1.print.tif"], ["y-seed2.print.tif"]]
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
 def test_suffix_chooses_the_format(hires: Callable, suffix: str) -> None:
     made = recipe(hires("plan", "--json", "-p", "sea", "--size", 512, "-o", f"a.{suffix}"))
     assert made["format"] == {"png": "png", "jpg": "jpeg", "tif": "tiff"}[suffix]
+
+
+def test_bits_of_a_recipe_that_the_format_does_not_hold_are_left_out(hires: Callable) -> None:
+    Path("z16.json").write_text('{"prompt": "sea", "width_px": 64, "height_px": 64, "bits": 16}')
+    words = ("plan", "--json", "--recipe", "z16.json")
+    assert recipe(hires(*words, "-o", "w.webp"))["bits"] == 8
+    assert recipe(hires(*words, "--compression", "jpeg"))["bits"] == 8
+    assert recipe(hires(*words, "-o", "w.png"))["bits"] == 16
+    Path("jobs.txt").write_text("sea\n")
+    batch = ("batch", "jobs.txt", "--dry-run", "--json", "--output-template", "{name}.webp")
+    assert recipe(hires(*batch, "--recipe", "z16.json"))["bits"] == 8
+    for asked in ((*words, "-o", "w.webp"), (*batch, "--size", 64)):
+        ran = hires(*asked, "--bits", 16)
+        assert ran.code in (1, 2)
+        assert "webp holds 8 bits a sample, not 16" in ran.out + ran.err
+
+
+def test_the_output_holds_the_bits_of_all_files(hires: Callable) -> None:
+    ran = hires("plan", "-p", "a", "--size", 64, "--bits", 16, "-o", "x.jpg", "--also", "x.tif")
+    assert ran.code == 2
+    assert "make x.tif the output, with -o, and name the other with --also" in ran.err
+    ran = hires("plan", "-p", "a", "--size", 64, "--bits", 16, "-o", "x.jpg", "--also", "x.webp")
+    assert "leave --bits out" in ran.err
 
 
 def test_suffix_wins_over_the_presets_format(hires: Callable) -> None:

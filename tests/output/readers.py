@@ -72,25 +72,38 @@ def zoomify_levels(path: Path) -> list[Pixels]:
 
 
 def iiif_levels(path: Path) -> list[Pixels]:
+    """By the addresses that viewers ask for; no other file is there."""
     said = json.loads((path / "info.json").read_text())
-    assert said["id"] == path.name
+    assert (said["id"], said["profile"]) == (path.name, "level0")
     (tiles,) = said["tiles"]
-    levels = []
+    (format_,) = said.get("preferredFormats", ["jpg"])
+    levels, asked = [], set()
     for factor in tiles["scaleFactors"]:
-        places = {}
-        for file in path.glob("*,*/*/0/default.*"):
-            x, y, width, height = map(int, file.parts[-4].split(","))
-            full = tiles["width"] * factor
-            whole = width == min(full, said["width"] - x) and height == min(
-                full, said["height"] - y
-            )
-            pixels = by_imagecodecs(file)
-            if whole and pixels.shape[1] == -(-width // factor):
-                places[y // full, x // full] = pixels
-        if places:
-            levels.append(_joined(places))
-    # A level of a single tile goes by another name.
-    return [*levels, *map(by_imagecodecs, path.glob("full/*/0/default.*"))]
+        places = _iiif_places(said["width"], said["height"], tiles["width"], factor)
+        files = {at: path / place / "0" / f"default.{format_}" for at, place in places.items()}
+        levels.append(_joined({at: by_imagecodecs(file) for at, file in files.items()}))
+        asked |= set(files.values())
+    assert set(path.rglob("default.*")) == asked
+    return levels
+
+
+def _iiif_places(
+    width_px: int, height_px: int, tile_px: int, factor: int
+) -> dict[tuple[int, int], str]:
+    """Region and size of each tile (row, column) in their canonical forms.
+
+    References:
+        IIIF Image API 3.0, 4.7 (canonical URI syntax), and implementation notes, 9 (tiles).
+    """
+    step_px, places = tile_px * factor, {}
+    for row, y in enumerate(range(0, height_px, step_px)):
+        for column, x in enumerate(range(0, width_px, step_px)):
+            width, height = min(step_px, width_px - x), min(step_px, height_px - y)
+            whole = (width, height) == (width_px, height_px)
+            size = f"{-(-width // factor)},{-(-height // factor)}"
+            region = "full" if whole else f"{x},{y},{width},{height}"
+            places[row, column] = f"{region}/{'max' if whole and factor == 1 else size}"
+    return places
 
 
 def _grid(files: Any, pattern: str, tile_px: int) -> Pixels:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ import pytest
 import pyvips
 import tifffile
 from pictures import picture, recipe, write_spool
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from hirescli.errors import RequestError
 from hirescli.output.finalise import finalise
 from hirescli.output.metadata import inspect, read_recipe
 from hirescli.output.parameters import parameters_text
-from hirescli.output.texts import DIGITAL_SOURCE_TYPE
+from hirescli.output.texts import COMPOSITE_SOURCE_TYPE, DIGITAL_SOURCE_TYPE, describe
 from hirescli.recipe import Recipe
 
 WIDTH_PX, HEIGHT_PX = 200, 136
@@ -34,6 +35,29 @@ def made(folder: Path, **choices: Any) -> tuple[Path, Recipe]:
     spool = write_spool(folder / "spool.tif", picture(WIDTH_PX, HEIGHT_PX))
     wanted = recipe(WIDTH_PX, HEIGHT_PX, **choices)
     return finalise(spool, folder / KINDS[wanted.format], recipe=wanted).path, wanted
+
+
+def test_a_png_holds_the_recipe_itself(tmp_path: Path) -> None:
+    path, wanted = made(tmp_path, format="png")
+    with Image.open(path) as image:
+        text = image.text["hires_recipe"]
+        assert Recipe.from_json(text) == wanted
+        for older in (text, describe(wanted).recipe):  # with the key inside, too
+            info = PngImagePlugin.PngInfo()
+            info.add_text("hires_recipe", older)
+            image.save(tmp_path / "other.png", pnginfo=info)
+            assert Recipe.from_fragments(read_recipe(tmp_path / "other.png")) == wanted
+
+
+@pytest.mark.parametrize("key", ["source", "init_image"])
+def test_what_is_drawn_over_a_picture_is_a_composite(tmp_path: Path, key: str) -> None:
+    Image.fromarray(picture(60, 40)).save(tmp_path / "in.png")
+    said = {"path": str(tmp_path / "in.png"), "sha256": "0" * 64}
+    texts = describe(recipe(WIDTH_PX, HEIGHT_PX, **{key: said}))
+    assert f">{COMPOSITE_SOURCE_TYPE}<".encode() in texts.xmp
+    assert json.loads(texts.sidecar)["digital_source_type"] == COMPOSITE_SOURCE_TYPE
+    plain = describe(recipe(WIDTH_PX, HEIGHT_PX))
+    assert f">{DIGITAL_SOURCE_TYPE}<".encode() in plain.xmp
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -314,6 +314,23 @@ class TestIiif(OutputContract):
     levels = iiif_levels
 
 
+@pytest.mark.parametrize("tile_format", ["jpeg", "png"])
+@pytest.mark.parametrize("size", [(64, 64), (50, 40), (65, 64), (128, 128), (64, 200), (519, 333)])
+def test_iiif_viewers_find_every_tile(
+    tmp_path: Path, size: tuple[int, int], tile_format: str
+) -> None:
+    pixels = picture(*size)
+    spool = write_spool(tmp_path / "spool.tif", pixels)
+    choices = {"format": "tiles", "tile_layout": "iiif3", "tile_px": 64}
+    made = recipe(512, 512, tile_format=tile_format, **choices)
+    finalise(spool, tmp_path / "out.iiif", recipe=made)
+    first = iiif_levels(tmp_path / "out.iiif")[0]
+    assert first.shape == pixels.shape
+    assert psnr(first, pixels) > (100 if tile_format == "png" else 35)
+    facts = inspect(tmp_path / "out.iiif")
+    assert (facts.width_px, facts.height_px) == size
+
+
 # --- what only some formats have ------------------------------------------------------------
 
 SINGLE_FILES = [TestTiff, TestTiffZstd, TestPrint, TestPng, TestJpeg, TestWebp, TestAvif]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pictures import picture
 from PIL import Image, ImageCms, ImageOps
 
-from hirescli.output import turning
+from hirescli.output import pyramid, turning
 from hirescli.output.pictures import look, shrunk_spool, to_spool
 from hirescli.output.resize import Resized
 from hirescli.output.spool import Spool
@@ -207,6 +207,16 @@ def test_the_largest_page_of_a_pyramid_is_read(tmp_path: Path) -> None:
     image = pyvips.Image.new_from_array(large)
     image.tiffsave(str(path), tile=True, tile_width=64, tile_height=64, pyramid=True, bigtiff=True)
     assert np.abs(spooled(path) - large).max() <= EXACT
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "deflate", "tile": (16, 16)}], ids=str)
+def test_tags_out_of_order_are_no_damage(options: dict[str, Any], tmp_path: Path) -> None:
+    """tifffile writes a description of its own behind another one."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, PIXELS, photometric="rgb", description="x", **options)
+    assert np.array_equal(spooled(path), PIXELS)
+    (level,) = pyramid.levels_of(path)
+    assert np.array_equal(pyramid.open_level(path, level, access="random").numpy(), PIXELS)
 
 
 def test_one_large_strip_is_no_damage(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from test_pictures import PIXELS, Write, pillow, spooled, tiff
 
@@ -43,6 +44,7 @@ COMPRESSED: dict[str, Write] = {
     "tiles.tif": tiff(PIXELS, compression="deflate", tile=(16, 16)),
     "jpeg.tif": tiff(PIXELS, compression="jpeg", tile=(16, 16)),
     "plain.tif": tiff(PIXELS),
+    "twice.tif": tiff(PIXELS, description="x", metadata={}, compression="deflate", rowsperstrip=8),
 }
 
 
@@ -65,6 +67,18 @@ def test_damaged_pixels_are_refused(name: str, tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
     data[middle : middle + 400] = bytes(400)
+    path.write_bytes(data)
+    assert "damaged" in refused(path)
+
+
+def test_flipped_bits_beside_tags_out_of_order_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.tif"
+    COMPRESSED["twice.tif"](path)
+    with tifffile.TiffFile(path) as opened:
+        page = opened.pages.first
+        middle = page.dataoffsets[3] + page.databytecounts[3] // 2
+    data = bytearray(path.read_bytes())
+    data[middle] ^= 1
     path.write_bytes(data)
     assert "damaged" in refused(path)
 

@@ -11,7 +11,9 @@ from hirescli.planning.formats import (
     check_options,
     default_output,
     format_for,
+    join_name,
     layout_for,
+    split_name,
     usual_suffix,
     with_output,
 )
@@ -57,6 +59,27 @@ def test_the_suffix_tells_the_layout_of_tiles(name: str, layout: str) -> None:
         layout_for(Path(name), other)
 
 
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("d/a.tif", ("a", ".tif")),
+        ("a.b.jpg", ("a.b", ".jpg")),
+        ("a.Print.TIF", ("a", ".Print.TIF")),
+        (".print.tif", (".print", ".tif")),
+        ("a.bmp", ("a", ".bmp")),
+        ("a", ("a", "")),
+    ],
+)
+def test_names_are_taken_apart(name: str, parts: tuple[str, str]) -> None:
+    assert split_name(Path(name)) == parts
+    assert join_name(*parts) == Path(name).name
+
+
+def test_a_name_keeps_its_format() -> None:
+    assert join_name("a.print.print", ".tif") == "a.tif"
+    assert join_name("a.print", ".png") == "a.print.png"
+
+
 def test_without_a_name_the_stated_format_holds() -> None:
     assert format_for(None) == "tiff"
     assert format_for(None, "png") == "png"
@@ -72,7 +95,10 @@ def test_without_a_name_the_stated_format_holds() -> None:
         ),
         ("a", None, "no suffix.*use one of .tif"),
         ("a.png", "tiff", "is png by its suffix.*name it a.tif"),
-        ("a.print.tif", "tiff", "is print by its suffix"),
+        ("a.print.tif", "tiff", r"is print by its suffix.*name it a\.tif$"),
+        ("a.PRINT.tiff", "tiff", r"name it a\.tif$"),
+        ("a.print.png", "tiff", r"name it a\.tif$"),
+        ("a.b.png", "tiff", r"name it a\.b\.tif$"),
         ("a.png", "print", r"name it a\.tif"),
         (".webp", None, "no suffix"),
         (None, "gif", 'format "gif" is unknown'),

@@ -15,6 +15,9 @@ from hirescli.recipe import Recipe
         ("60x40cm@300", (7088, 4728), 300),
         ("24x16in@300", (7200, 4800), 300),  # exact
         (" 24X16 IN@300dpi ", (7200, 4800), 300),
+        ("60 x 40 cm @ 300 dpi", (7088, 4728), 300),
+        ("600x400mm@300", (7088, 4728), 300),
+        ("25.4 x 50.8 mm @ 100", (104, 200), 100),
         ("2.54x5.08cm@96", (96, 192), 96),
         ("1×1in@72.5", (80, 80), 72.5),  # noqa: RUF001
     ],
@@ -29,12 +32,14 @@ def test_what_is_rounded_is_said() -> None:
     assert "7086.61x4724.41 px" in said
     assert "made are 7088x4728 px" in said
     assert "60.01x40.03 cm" in said
+    assert "25.4x50.8 mm at 100 dpi is 100x200 px" in parse_print("25.4x50.8mm@100").said()
     assert parse_print("24x16in@300").said() == "24x16 in at 300 dpi is 7200x4800 px"
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "60x40", "60x40cm", "60x40@300", "60cm@300", "60x40mm@300", "ax40cm@300", "-1x4cm@300",
+    ["", "60x40", "60x40cm", "60x40@300", "60cm@300", "60x40km@300", "60x40cm 300",
+     "ax40cm@300", "-1x4cm@300",
      "60x40cm@", "60x40cm@0", "60x40cm@20000", "0x40cm@300", "1e3x40cm@300", "60x40cm@nan",
      "6\u0660x40cm@300"],
 )  # fmt: skip

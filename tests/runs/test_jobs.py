@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from hirescli.errors import ConfigError, RequestError, RunError
 from hirescli.models.registry import find
+from hirescli.planning.formats import format_for
 from hirescli.planning.machine import Machine
 from hirescli.planning.plan import ValidatedPlan, make_plan
 from hirescli.recipe import Recipe
@@ -242,6 +243,28 @@ def asked(**choices: Any) -> Recipe:
 )
 def test_templates(template: str, name: str) -> None:
     assert Template(template).name(Job(7, 1, {}), asked()) == name
+
+
+@pytest.mark.parametrize(
+    ("template", "said", "name"),
+    [
+        ("{prompt}", None, "the-sea.print.tif"),
+        ("{name}", None, "the-sea-seed3.print.tif"),
+        ("{name}", "a.print.tif", "a.print.tif"),
+        ("{prompt}.print.tif", None, "the-sea.print.tif"),
+        ("{prompt}.tif", None, "the-sea.tif"),
+    ],
+)
+def test_templates_of_print_files(template: str, said: str | None, name: str) -> None:
+    made = Template(template)
+    assert format_for(Path("x" + (made.suffix or ".print.tif")), "print") == "print"
+    assert made.name(Job(7, 1, {}, name=said), asked(format="print")) == name
+
+
+@pytest.mark.parametrize("said", ["a.print", "a.print-"])
+def test_a_name_makes_no_print_file(said: str) -> None:
+    for template in ("{name}", "{name}.tif"):
+        assert Template(template).name(Job(7, 1, {}, name=said), asked()) == "a.tif"
 
 
 def test_hash_tells_recipes_apart() -> None:

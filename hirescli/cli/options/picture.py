@@ -80,7 +80,7 @@ class PictureOptions:
         option(
             "--print",
             panel=_PANEL,
-            metavar="WxH{cm,in}@DPI",
+            metavar="WxH{mm,cm,in}@DPI",
             text="Size on paper in place of --size and --dpi, such as 60x40cm@300; the pixels are "
             "the nearest multiples of 8 that cover it. A .tif is then a print file. "
             "Default: none.",
