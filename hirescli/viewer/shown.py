@@ -15,7 +15,7 @@ from hirescli.recipe import Recipe
 from hirescli.runs.left import LeftRun
 from hirescli.units import format_bytes
 from hirescli.viewer import standing as disk
-from hirescli.viewer.preparing import check, tiles_of, tiles_of_spool
+from hirescli.viewer.preparing import NOT_SHOWN, check, tiles_of, tiles_of_spool
 from hirescli.viewer.standing import Standing
 from hirescli.viewer.tiles import Tiles
 
@@ -51,12 +51,13 @@ class Shown:
         self._folder = folder
         self._versions: list[_Version] = []
         self._failed: tuple[str, str] | None = None  # a version that cannot be shown, and why
+        self._folder_stands = False  # the output is finished, and of a kind that is not shown
         self._left = disk.left_run(self.output)
         self._lock = threading.Lock()
         self._copying: pyvips.Image | None = None
         self._ended = False
         found = disk.standing(self.output, self._left)
-        if found is not None and found.stage is None:
+        if found is not None and found.stage is None and not self._is_replaced(found):
             check(found.path)
 
     def look(self) -> None:
@@ -67,8 +68,13 @@ class Shown:
         found = disk.standing(self.output, left)
         with self._lock:
             self._left = left
+            self._folder_stands = found is not None and _is_folder(found)
             known = [each.standing.version for each in self._versions]
-        if found is None or found.version in (*known[-1:], self._failed and self._failed[0]):
+        if (
+            found is None
+            or _is_folder(found)
+            or found.version in (*known[-1:], self._failed and self._failed[0])
+        ):
             return
         try:
             made = self._made(found, left)
@@ -101,7 +107,7 @@ class Shown:
     def state(self) -> dict[str, Any]:
         """All that the page needs to know, in JSON's types."""
         with self._lock:
-            left, failed = self._left, self._failed
+            left, failed, folder_stands = self._left, self._failed, self._folder_stands
             version = self._versions[-1] if self._versions else None
         told: dict[str, Any] = {"name": self.output.name, "version": None, "geometry": None}
         told["status"] = disk.status(left, None if version is None else version.standing)
@@ -112,9 +118,15 @@ class Shown:
             told["recipe"] = version.recipe or told["recipe"]
         if failed is not None:
             told["status"] |= {"kind": "failed", "text": failed[1]}
+        elif folder_stands and told["status"]["kind"] == "done":
+            told["status"]["text"] = f"finished; {NOT_SHOWN.format(self.output.suffix)}"
         elif version is None and told["status"]["kind"] == "done":
             told["status"] |= {"kind": "preparing", "text": "preparing the picture"}
         return told
+
+    def _is_replaced(self, found: Standing) -> bool:
+        """Whether it is a folder of tiles that a run is about to make anew."""
+        return _is_folder(found) and self._left is not None and self._left.at_work
 
     def _begun(self, image: pyvips.Image) -> None:
         with self._lock:
@@ -167,6 +179,10 @@ class Watch:
             for each in self._pictures:
                 each.look()
             self._ended.wait(_SECONDS)
+
+
+def _is_folder(found: Standing) -> bool:
+    return found.stage is None and found.path.is_dir()
 
 
 def _geometry(tiles: Tiles) -> dict[str, Any]:

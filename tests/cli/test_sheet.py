@@ -191,3 +191,16 @@ def test_what_stands_is_not_replaced_unasked(hires: Callable, pictures: list[Pat
     assert Path("s.jpg").read_text() == "mine"
     assert hires("sheet", pictures[0], "-o", "s.jpg", "--overwrite").code == 0
     assert hires("sheet", "s.jpg", "-o", "s.jpg", "--overwrite").code == 2
+
+
+@pytest.mark.parametrize("pyramid", ["pages", "subifd", "none"])
+def test_zstd(hires: Callable, tmp_path: Path, pyramid: str) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    pixels = plain(COLOURS[0], 512, 256)
+    path = output(folder / "z.tif", pixels, compression="zstd", pyramid=pyramid)
+    assert hires("sheet", path, "-o", "s.png", "--thumb-px", "128").code == 0
+    with Image.open("s.png") as sheet:
+        colours = np.asarray(sheet).reshape(-1, 3)
+    assert (np.abs(colours.astype(int) - COLOURS[0]).max(axis=1) < 3).sum() == 128 * 64
+    assert list(Path().iterdir()) == [Path("s.png")]

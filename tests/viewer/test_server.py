@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from growing import GrowingRun, ramp, serving, write_output
 
+from hirescli.errors import RequestError
 from hirescli.viewer.server import ViewServer
 from hirescli.viewer.shown import Shown
 
@@ -247,8 +248,25 @@ def test_tiles_are_quick(tmp_path: Path) -> None:
 
 
 def test_the_port_that_was_asked_for(tmp_path: Path) -> None:
-    from hirescli.errors import RequestError
-
     picture = Shown(write_output(tmp_path / "a.tif", ramp(64, 64)), tmp_path)
     with ViewServer([picture], 0) as first, pytest.raises(RequestError, match="port"):
         ViewServer([picture], first.server_port)
+
+
+@pytest.mark.parametrize(("suffix", "layout"), [(".iiif", "iiif3"), (".zoomify", "zoomify")])
+def test_an_output_that_is_not_shown(tmp_path: Path, suffix: str, layout: str) -> None:
+    output = tmp_path / f"dunes{suffix}"
+    run = GrowingRun(output, 256, format="tiles", tile_layout=layout)
+    run.finish_stage(0)
+    with serving(tmp_path, output) as server:
+        wait_for(server, shown="showing stage 1")
+        run.finish_stage(1)
+        run.finish_stage(2)
+        wait_for(server, shown="showing stage 3")
+        run.finish()
+        found = wait_for(server, kind="done")
+        assert f"does not show {suffix} folders" in found["status"]["text"]
+        version = found["version"]
+        assert ask(server, f"/tiles/0/{version}/8/0_0.jpg")[0].status == 200
+    with pytest.raises(RequestError, match="folders"):
+        Shown(output, tmp_path)

@@ -173,3 +173,17 @@ def test_truncated_files_are_named(tmp_path: Path, form: str, share: float) -> N
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(RequestError, match=path.name):
         check(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("a.tif", {"compression": "zstd", "tile_px": 128}),
+        ("sub.tif", {"compression": "zstd", "tile_px": 128, "pyramid": "subifd"}),
+        ("a.avif", {"format": "avif", "quality": 100}),
+    ],
+)
+def test_what_libvips_reads_only_with_help(tmp_path: Path, name: str, choices: dict) -> None:
+    path = write_output(tmp_path / name, ramp(500, 300), **choices)
+    check(path)
+    assert_all_levels(tiles_of(path, tmp_path / "copy.tif", print), ramp(500, 300))

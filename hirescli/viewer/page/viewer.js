@@ -237,7 +237,7 @@
     const { kind, text, shown } = picture.status;
     const g = picture.geometry;
     const size = g ? `${g.width_px.toLocaleString("en")} × ${g.height_px.toLocaleString("en")}` : "";
-    if (kind === "done") return size;
+    if (kind === "done") return [text, size].filter(Boolean).join(" · ");
     return [text, shown && `${shown} (${size})`].filter(Boolean).join(" · ");
   }
 
