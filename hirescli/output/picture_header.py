@@ -34,6 +34,8 @@ _STARTS: dict[str, Callable[[bytes], bool]] = {
     "avif": lambda head: head[4:8] == b"ftyp" and (b"avif" in head[8:] or b"avis" in head[8:]),
 }
 _HEAD_BYTES = 64
+# What libvips and libtiff say of compressions that they were built without.
+_NOT_READ = ("not supported", "unsupported", "not configured", "not implemented")
 _LOADERS = {"avif": "heifload_source"}  # others: KIND + "load_source"
 _KNOWN = "JPEG, PNG, TIFF, WebP, AVIF or GIF"
 _WHOLE = ("webp", "gif", "avif")  # formats whose decoders hold the picture
@@ -140,6 +142,11 @@ def naming(path: Path) -> Iterator[None]:
     except pyvips.Error as error:
         lines = [line.strip() for line in str(error.detail).splitlines() if line.strip()]
         why = lines[0] if lines else error.message
+        if any(words in str(error.detail).lower() for words in _NOT_READ):
+            raise RequestError(
+                f"{path} is stored in a way that is not read here ({why}); open it in an image"
+                " editor and save it as a PNG, or as a TIFF with deflate"
+            ) from error
         raise RequestError(
             f"{path} is damaged or truncated ({why}); take an undamaged copy, or open it in an"
             " image editor and save it again"

@@ -65,7 +65,10 @@ def tiles_of(path: Path, copy: Path, begun: Callable[[pyvips.Image], None]) -> T
     if levels is not None:
         stored_px = levels[0].tile_px
         fits = stored_px is not None and stored_px in _TILE_RANGE_PX
-        return TiffTiles(path, levels, tile_px=stored_px if stored_px and fits else _TILE_PX)
+        tiles = TiffTiles(path, levels, tile_px=stored_px if stored_px and fits else _TILE_PX)
+        with naming(path):  # a compression that is not read shows with the first tile only
+            tiles.tile(tiles.geometry.min_level, 0, 0)
+        return tiles
     header = read_header(path)
     if _is_plain(header) and header.zstd_page is None:
         with naming(path):

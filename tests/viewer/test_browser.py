@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tifffile
 from growing import GrowingRun, ramp, serving, write_output
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -208,3 +209,21 @@ def version(browser: Any) -> str:
 
 def items(browser: Any) -> int:
     return int(browser.execute_script("return hires.panes[0].viewer.world.getItemCount()"))
+
+
+def test_parts_that_are_damaged_are_told(tmp_path: Path, browser: Any) -> None:
+    path = write_output(tmp_path / "dunes.tif", ramp(1024, 1024), tile_px=128)
+    with tifffile.TiffFile(path) as tiff:
+        places = tiff.pages.first.dataoffsets
+    with path.open("r+b") as file:
+        for place in places:  # of the full level only
+            file.seek(place)
+            file.write(bytes(64))
+    with serving(tmp_path, path) as server:
+        browser.get(server.url)
+        until(lambda: browser.execute_script("return !!window.hires && !!hires.panes.length"))
+        until(lambda: "1,024" in text(browser, "panes"), "loading")
+        browser.find_element("id", "zoom").click()
+        until(lambda: "cannot be read" in text(browser, "panes"), "telling of the damage")
+    browser.get("about:blank")
+    browser.get_log("browser")

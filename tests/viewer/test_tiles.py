@@ -187,3 +187,24 @@ def test_what_libvips_reads_only_with_help(tmp_path: Path, name: str, choices: d
     path = write_output(tmp_path / name, ramp(500, 300), **choices)
     check(path)
     assert_all_levels(tiles_of(path, tmp_path / "copy.tif", print), ramp(500, 300))
+
+
+def test_a_compression_that_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "other.tif"
+    tifffile.imwrite(path, ramp(300, 200), tile=(128, 128), photometric="rgb")
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages.first.tags["Compression"].overwrite(34712)  # JPEG 2000
+    with pytest.raises(RequestError, match=r"other\.tif is stored in a way that is not read here"):
+        tiles_of(path, tmp_path / "copy.tif", print)
+
+
+def test_damage_in_the_first_tiles_is_named(tmp_path: Path) -> None:
+    path = write_output(tmp_path / "a.tif", ramp(512, 512), tile_px=128)
+    with tifffile.TiffFile(path) as tiff:
+        places = [place for page in tiff.pages for place in page.dataoffsets]
+    with path.open("r+b") as file:
+        for place in places:
+            file.seek(place)
+            file.write(bytes(64))
+    with pytest.raises(RequestError, match=r"a\.tif is damaged"):
+        tiles_of(path, tmp_path / "copy.tif", print)

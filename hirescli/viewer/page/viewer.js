@@ -69,6 +69,10 @@
     viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
     viewer.addHandler("viewport-change", () => { follow(pane); measure(); });
     viewer.addHandler("resize", measure);
+    viewer.addHandler("tile-load-failed", (event) => {
+      const gone = event.tiledImage !== pane.item || /timeout/i.test(event.message || "");
+      if (!gone) noteDamage(pane, pane.version);
+    });
     return pane;
   }
 
@@ -88,6 +92,15 @@
         measure();
       },
     });
+  }
+
+  // A tile that does not come stays dark. If the server is there, the file is the cause.
+  async function noteDamage(pane, version) {
+    const there = await fetch("state.json", { cache: "no-store" }).catch(() => null);
+    if (!there || version !== pane.version || pane.damaged === version) return;
+    pane.damaged = version;
+    const { kind } = pane.picture.status;
+    describe(pane, kind, lineOf(pane.picture));
   }
 
   function whenLoaded(item, then) {
@@ -242,6 +255,10 @@
   }
 
   function describe(pane, kind, line) {
+    if (kind === "done" && pane.damaged === pane.version && pane.version) {
+      kind = "failed";
+      line = "parts of the file cannot be read: it is damaged";
+    }
     pane.label.dataset.kind = kind;
     const title = element("h1");
     title.append(element("span", "dot"), pane.picture ? pane.picture.name : "");
