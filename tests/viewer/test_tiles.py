@@ -31,6 +31,8 @@ def put_together(tiles: Tiles, level: int) -> np.ndarray:
             tile = np.asarray(
                 Image.open(io.BytesIO(tiles.tile(level, column, row))).convert("RGB")
             )
+            left, above = (min(geometry.overlap_px, index * side) for index in (column, row))
+            tile = tile[above : above + side, left : left + side]
             x0, y0 = column * side, row * side
             made[y0 : y0 + tile.shape[0], x0 : x0 + tile.shape[1]] = tile
     return made
@@ -208,3 +210,14 @@ def test_damage_in_the_first_tiles_is_named(tmp_path: Path) -> None:
             file.write(bytes(64))
     with pytest.raises(RequestError, match=r"a\.tif is damaged"):
         tiles_of(path, tmp_path / "copy.tif", print)
+
+
+def test_tiles_share_pixels_with_their_neighbours(tmp_path: Path) -> None:
+    path = write_output(tmp_path / "a.tif", ramp(700, 500), tile_px=256)
+    tiles = tiles_of(path, tmp_path / "copy.tif", print)
+    assert tiles.geometry.overlap_px == 1
+    sizes = [
+        Image.open(io.BytesIO(tiles.tile(10, column, row))).size
+        for column, row in [(0, 0), (1, 0), (2, 1)]
+    ]
+    assert sizes == [(257, 257), (258, 257), (700 - 511, 500 - 255)]

@@ -48,6 +48,7 @@
       zoomPerScroll: 1.25,
       maxZoomPixelRatio: 8,
       minZoomImageRatio: 0.6,
+      smoothTileEdgesMinZoom: Infinity, // tiles overlap; its own way shows a line at some zooms
       visibilityRatio: 0.4,
       imageLoaderLimit: 6,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
