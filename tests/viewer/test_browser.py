@@ -24,6 +24,7 @@ SECONDS = 20
 EVIL = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 2"> & "dunes"'
 CENTRE = "const v = hires.panes[{0}].viewer.viewport; const c = v.getCenter();"
 PLACE = CENTRE + "return [v.getZoom(), c.x, c.y]"
+MOST_ZOOM = "return hires.panes[{0}].viewer.viewport.getMaxZoom()"
 TILES = "return performance.getEntriesByType('resource').map(e => e.name)"
 
 
@@ -159,6 +160,8 @@ def test_two_pictures_zoom_together(tmp_path: Path, opened: Callable) -> None:
         until(lambda: "Recipe" in text(browser, "panel").title(), "showing the recipe")
         rows = browser.find_elements("css selector", "#panel tr.differs th")
         assert {row.text for row in rows} >= {"seed", "format", "width", "height"}
+        limits = [browser.execute_script(MOST_ZOOM.format(i)) for i in (0, 1)]
+        assert limits[0] == pytest.approx(limits[1])  # that of the larger one
         browser.find_element("css selector", "body").send_keys("s")
         assert browser.find_element("id", "cut").is_displayed()
         time.sleep(1)

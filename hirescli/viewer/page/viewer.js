@@ -7,6 +7,7 @@
   const IDLE_MS = 4000;
   const EXCHANGE_MS = 8000; // at most, until an old picture under a new one goes
   const NOT_IN_TABLE = ["prompt", "negative_prompt"];
+  const MOST_PIXEL_ZOOM = 8; // points of the screen for a pixel of the picture
   const RULER_PX = 110; // the longest
 
   const $ = (id) => document.getElementById(id);
@@ -46,7 +47,7 @@
       springStiffness: 9,
       blendTime: 0.15,
       zoomPerScroll: 1.25,
-      maxZoomPixelRatio: 8,
+      maxZoomPixelRatio: MOST_PIXEL_ZOOM,
       minZoomImageRatio: 0.6,
       smoothTileEdgesMinZoom: Infinity, // tiles overlap; its own way shows a line at some zooms
       visibilityRatio: 0.4,
@@ -89,6 +90,7 @@
         pane.item = item;
         pane.root.dataset.version = picture.version;
         if (before) whenLoaded(item, () => pane.viewer.world.removeItem(before));
+        setMostZoom();
         shapeMap(picture.geometry);
         measure();
       },
@@ -102,6 +104,14 @@
     pane.damaged = version;
     const { kind } = pane.picture.status;
     describe(pane, kind, lineOf(pane.picture));
+  }
+
+  // Two pictures zoom together: as far as the larger one allows.
+  function setMostZoom() {
+    const items = panes.map((each) => each.item).filter(Boolean);
+    if (panes.length < 2 || !items.length) return;
+    const most = Math.max(...items.map((item) => item.imageToViewportZoom(MOST_PIXEL_ZOOM)));
+    for (const each of panes) each.viewer.viewport.maxZoomLevel = most;
   }
 
   function whenLoaded(item, then) {
@@ -191,6 +201,10 @@
     if (!pane) return;
     moved = true;
     const zoom = pane.item.imageToViewportZoom(1 / (window.devicePixelRatio || 1));
+    for (const { viewer } of panes) {
+      const { viewport } = viewer; // a small picture at 100% is smaller than the window
+      viewport.minZoomLevel = Math.min(zoom, viewport.getMinZoom());
+    }
     pane.viewer.viewport.zoomTo(zoom);
     pane.viewer.viewport.applyConstraints();
   }
