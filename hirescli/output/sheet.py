@@ -103,9 +103,7 @@ def entry(path: Path) -> Entry:
     turned = header.orientation >= 5
     size = (header.image.width, header.image.height)
     width_px, height_px = reversed(size) if turned else size
-    recipe = None
-    if header.format in ("tiff", "png", "jpeg"):
-        recipe = inspect(path).recipe
+    recipe = None if header.format == "gif" else inspect(path).recipe
     size_text = f"{width_px} \N{MULTIPLICATION SIGN} {height_px}"
     if recipe is None:
         return Entry(path, width_px, height_px, Caption(size_text, path.name))

@@ -204,3 +204,11 @@ def test_zstd(hires: Callable, tmp_path: Path, pyramid: str) -> None:
         colours = np.asarray(sheet).reshape(-1, 3)
     assert (np.abs(colours.astype(int) - COLOURS[0]).max(axis=1) < 3).sum() == 128 * 64
     assert list(Path().iterdir()) == [Path("s.png")]
+
+
+@pytest.mark.parametrize("form", ["tiff", "png", "jpeg", "webp", "avif"])
+def test_captions_of_all_formats(tmp_path: Path, form: str) -> None:
+    path = output(tmp_path / "picture", plain(COLOURS[0], 64, 64), format=form, seed=7)
+    caption = entry(path).caption
+    assert caption.head.startswith("seed 7 ")
+    assert caption.text == "dunes"
