@@ -61,7 +61,7 @@ class Layout:
     Attributes:
         count: Of pictures.
         columns: Of cells.
-        cell_width_px: Of a thumb.
+        cell_width_px: Of the widest thumb, and enough for its caption.
         cell_height_px: Of the highest thumb.
         caption_px: Height of the text below.
     """
@@ -124,7 +124,9 @@ def layout(entries: Sequence[Entry], *, columns: int | None, thumb_px: int) -> L
     """
     sides = [_shrunk(each, thumb_px) for each in entries]
     width_px, height_px = (max(side) for side in zip(*sides, strict=True))
-    cell = width_px, height_px, Captions(thumb_px).height_px
+    captions = Captions(thumb_px)
+    width_px = max(width_px, min(thumb_px, captions.least_width_px))
+    cell = width_px, height_px, captions.height_px
     some = range(1, len(entries) + 1) if columns is None else (min(columns, len(entries)),)
     made = min((Layout(len(entries), each, *cell) for each in some), key=_badness)
     if max(made.width_px, made.height_px) > _MOST_SIDE_PX:

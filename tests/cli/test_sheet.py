@@ -212,3 +212,13 @@ def test_captions_of_all_formats(tmp_path: Path, form: str) -> None:
     caption = entry(path).caption
     assert caption.head.startswith("seed 7 ")
     assert caption.text == "dunes"
+
+
+@pytest.mark.parametrize("size", [(48, 48), (60, 600)])
+def test_small_and_narrow_pictures_have_room_for_their_captions(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    found = entry(output(tmp_path / "a.tif", plain(COLOURS[0], *size), seed=12345))
+    where = layout([found], columns=None, thumb_px=384)
+    head = found.caption.head
+    assert _cut(head, _font(Captions(384).size_px, head), where.cell_width_px) == head
