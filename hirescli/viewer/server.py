@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from hirescli.errors import HiresError, RequestError
 from hirescli.viewer.shown import Shown
+from hirescli.viewer.standing import labels
 from hirescli.viewer.tiles import OutsideError
 
 HOST = "127.0.0.1"
@@ -64,6 +65,7 @@ class ViewServer(ThreadingHTTPServer):
 
     def __init__(self, pictures: Sequence[Shown], port: int | None) -> None:
         self.pictures = tuple(pictures)
+        self.labels = labels([each.output for each in self.pictures])
         self.files = {"/" + name: _static(name) for name in _FILES}
         self.files["/"] = self.files["/index.html"]
         try:
@@ -111,7 +113,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         path = unquote(self.path.partition("?")[0])
         if path == "/state.json":
-            state = {"pictures": [each.state() for each in self.server.pictures]}
+            state = {
+                "pictures": [
+                    each.state() | {"name": label}
+                    for each, label in zip(self.server.pictures, self.server.labels, strict=True)
+                ]
+            }
             self._send(json.dumps(state).encode(), "application/json", "no-store")
         elif path in self.server.files:
             self._send(*self.server.files[path], "no-cache")

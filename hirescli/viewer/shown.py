@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyvips
 
 _KEPT = 2  # versions: the page asks for tiles of the last one until the next is all there
+_FEW_PX = 1_000_000  # a size says enough of fewer
 _SECONDS = 0.5  # between two looks at the disk
 
 
@@ -206,14 +207,20 @@ def _facts(
     px = geometry.width_px * geometry.height_px
     levels = geometry.max_level - geometry.min_level + 1
     size = disk.size_text(geometry.width_px, geometry.height_px)
-    facts = [("Size", f"{size} px"), ("Pixels", _pixels(px))]
+    facts = [("Size", f"{size} px")]
+    if px >= _FEW_PX:
+        facts.append(("Pixels", _pixels(px)))
     recipe = None
     if found.stage is None:
-        facts.append(("File", format_bytes(found.path.stat().st_size)))
-        with contextlib.suppress(RequestError):  # a format or a .dzi without a recipe
+        size_bytes, form = found.path.stat().st_size, ""
+        with contextlib.suppress(RequestError):  # a format without a recipe
             said = inspect(found.path)
-            facts.append(("Format", said.format.upper()))
+            size_bytes = said.bytes  # of tiles all together
+            form = "Deep Zoom" if said.format == "tiles" else said.format.upper()
             recipe = None if said.recipe is None else _ordered(said.recipe)
+        facts.append(("File", format_bytes(size_bytes)))
+        if form:
+            facts.append(("Format", form))
     facts.append(("Levels", f"{levels}, in tiles of {geometry.tile_px} px"))
     return facts, recipe
 

@@ -16,6 +16,7 @@ import pytest
 from growing import GrowingRun, ramp, serving, write_output
 
 from hirescli.errors import RequestError
+from hirescli.units import format_bytes
 from hirescli.viewer.server import ViewServer
 from hirescli.viewer.shown import Shown
 
@@ -270,3 +271,24 @@ def test_an_output_that_is_not_shown(tmp_path: Path, suffix: str, layout: str) -
         assert ask(server, f"/tiles/0/{version}/8/0_0.jpg")[0].status == 200
     with pytest.raises(RequestError, match="folders"):
         Shown(output, tmp_path)
+
+
+def test_pictures_of_one_name(tmp_path: Path) -> None:
+    paths = [tmp_path / name / "x.png" for name in ("one", "two")]
+    for path in paths:
+        path.parent.mkdir()
+        write_output(path, ramp(64, 64), format="png")
+    with serving(tmp_path, *paths) as server:
+        assert [each["name"] for each in state(server)] == ["one/x.png", "two/x.png"]
+    with serving(tmp_path, paths[0], paths[0]) as server:
+        assert [each["name"] for each in state(server)] == ["x.png", "x.png"]
+
+
+def test_facts_of_deep_zoom(tmp_path: Path) -> None:
+    path = write_output(tmp_path / "a.dzi", ramp(600, 400), format="tiles", tile_px=256)
+    files = [path, *(each for each in (tmp_path / "a_files").rglob("*") if each.is_file())]
+    with serving(tmp_path, path) as server:
+        facts = dict(wait_for(server, kind="done")["facts"])
+    assert facts["File"] == format_bytes(sum(each.stat().st_size for each in files))
+    assert facts["Format"] == "Deep Zoom"
+    assert "Pixels" not in facts  # "0.2 megapixels" says less than the size
