@@ -34,6 +34,8 @@ _FILES = ("index.html", "viewer.css", "viewer.js", "openseadragon.min.js", "icon
 _TILE = re.compile(
     r"/tiles/([0-9])/([0-9a-f]{16})/([0-9]{1,2})/([0-9]{1,7})_([0-9]{1,7})\.(jpg|jpeg|png)"
 )
+# A web page elsewhere has another name. The port may be another: one that ssh carries over.
+_OWN = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 _ALLOWED = "GET, HEAD"
 _HEADERS = {
     # The hash is that of the one style sheet that OpenSeadragon puts into the page.
@@ -82,12 +84,6 @@ class ViewServer(ThreadingHTTPServer):
     def url(self) -> str:
         """The address of the page."""
         return f"http://{HOST}:{self.server_port}/"
-
-    @property
-    def hosts(self) -> frozenset[str]:
-        """The names under which it may be asked: a web page elsewhere has another."""
-        names = (HOST, "localhost", "[::1]")
-        return frozenset(f"{name}:{self.server_port}" for name in names)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of pages that were closed while they were answered."""
@@ -150,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refusal(self) -> HTTPStatus | None:
         hosts = self.headers.get_all("Host") or []
-        if len(hosts) != 1 or hosts[0].strip().lower() not in self.server.hosts:
+        if len(hosts) != 1 or _OWN.fullmatch(hosts[0].strip()) is None:
             return HTTPStatus.FORBIDDEN
         path = unquote(self.path)
         if not path.startswith("/") or ".." in path or "\\" in path or "\0" in path:
