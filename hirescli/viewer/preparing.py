@@ -99,7 +99,7 @@ def _stored_levels(path: Path) -> list[PageLevel] | None:
         if file.read(2) not in (b"II", b"MM"):
             return None
     levels = levels_of(path)
-    if levels[0].tile_px is None and len(levels) == 1:
+    if levels[0].tile_px is None:  # in strips, or in tiles that are not square
         return None
     if has_zstd(path, levels[0].page):  # libvips decodes none
         return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hirescli.errors import HiresError, RequestError
+from hirescli.errors import RequestError
 from hirescli.output.metadata import inspect
 from hirescli.recipe import Recipe
 from hirescli.runs.left import LeftRun
@@ -63,12 +63,12 @@ class Shown:
 
     def look(self) -> None:
         """Look at the disk, and take what is newer there. One thread does it."""
-        import pyvips
-
         left = disk.left_run(self.output)
         found = disk.standing(self.output, left)
         with self._lock:
             self._left = left
+            if self._failed is not None and not self._failed[0]:
+                self._failed = None
             self._folder_stands = found is not None and _is_folder(found)
             known = [each.standing.version for each in self._versions]
         if (
@@ -81,9 +81,9 @@ class Shown:
             made = self._made(found, left)
         except FileNotFoundError:  # the next stage has just taken its place
             return
-        except (HiresError, OSError, pyvips.Error) as error:
+        except Exception as error:  # whatever a file brings: it is not tried again
             with self._lock:
-                self._failed = (found.version, str(error))
+                self._failed = (found.version, str(error) or type(error).__name__)
             return
         with self._lock:
             self._failed = None
@@ -91,6 +91,11 @@ class Shown:
             gone, self._versions = self._versions[:-_KEPT], self._versions[-_KEPT:]
         for each in gone:
             each.copy.unlink(missing_ok=True)
+
+    def fail(self, error: Exception) -> None:
+        """Let the page say what kept `look` from looking; the next one clears it."""
+        with self._lock:
+            self._failed = ("", str(error) or type(error).__name__)
 
     def end(self) -> None:
         """Stop what `look` is doing in another thread; it is not asked again."""
@@ -178,7 +183,10 @@ class Watch:
     def _run(self) -> None:
         while not self._ended.is_set():
             for each in self._pictures:
-                each.look()
+                try:
+                    each.look()
+                except Exception as error:  # else nothing would be looked at any more
+                    each.fail(error)
             self._ended.wait(_SECONDS)
 
 

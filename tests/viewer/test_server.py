@@ -18,7 +18,7 @@ from growing import GrowingRun, ramp, serving, write_output
 from hirescli.errors import RequestError
 from hirescli.units import format_bytes
 from hirescli.viewer.server import ViewServer
-from hirescli.viewer.shown import Shown
+from hirescli.viewer.shown import Shown, Watch
 
 
 def ask(
@@ -294,3 +294,31 @@ def test_facts_of_deep_zoom(tmp_path: Path) -> None:
     assert facts["File"] == format_bytes(sum(each.stat().st_size for each in files))
     assert facts["Format"] == "Deep Zoom"
     assert "Pixels" not in facts  # "0.2 megapixels" says less than the size
+
+
+class Unlucky(Shown):
+    """A picture at which nobody can look the first time."""
+
+    looks = 0
+
+    def look(self) -> None:
+        self.looks += 1
+        if self.looks == 1:
+            raise ValueError("no luck")
+        if self.looks > 3:
+            super().look()
+
+
+def test_the_watch_outlives_all_errors(tmp_path: Path) -> None:
+    path = write_output(tmp_path / "a.tif", ramp(64, 64))
+    pictures = [Unlucky(path, tmp_path), Shown(path, tmp_path)]
+    texts = []
+    with Watch(pictures):
+        for _ in range(200):
+            texts.append(pictures[0].state()["status"]["text"])
+            if pictures[0].state()["version"]:
+                break
+            time.sleep(0.02)
+    assert "no luck" in texts
+    assert pictures[0].state()["status"]["kind"] == "done"
+    assert pictures[1].state()["version"] is not None

@@ -221,3 +221,13 @@ def test_tiles_share_pixels_with_their_neighbours(tmp_path: Path) -> None:
         for column, row in [(0, 0), (1, 0), (2, 1)]
     ]
     assert sizes == [(257, 257), (258, 257), (700 - 511, 500 - 255)]
+
+
+def test_a_picture_in_strips_with_a_tiled_copy(tmp_path: Path) -> None:
+    pixels, path = ramp(600, 400), tmp_path / "strips.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(pixels, rowsperstrip=400, photometric="rgb", compression="deflate")
+        writer.write(pixels[::2, ::2].copy(), tile=(128, 128), photometric="rgb", subfiletype=1)
+    tiles = tiles_of(path, tmp_path / "copy.tif", print)
+    assert (tmp_path / "copy.tif").exists()  # else every tile would decode the strip
+    assert_all_levels(tiles, pixels)
