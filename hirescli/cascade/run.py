@@ -38,7 +38,7 @@ from hirescli.runs.conditions import conditions
 from hirescli.runs.directory import RunDirectory, kept_journal, refuse_conflict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from hirescli.models.load import Model
@@ -214,7 +214,8 @@ def _make(
     noise = torch.Generator("cpu").manual_seed(recipe.seed)
     guides = guides_of(recipe, model, directory.spool)
     stages = Stages(model, plan, noise, directory.spill, tell, directory.journal, guides)
-    last_spool = _cascade(plan, directory, stages, tell, previews=previews)
+    preview = partial(write_preview, recipe=recipe, overwrite=validated.overwrite)
+    last_spool = _cascade(plan, directory, stages, tell, preview if previews else None)
     also = {each.path: each.recipe(recipe) for each in plan.also}
     file = finalise(
         last_spool,
@@ -232,7 +233,11 @@ def _make(
 
 
 def _cascade(
-    plan: Plan, directory: RunDirectory, stages: Stages, tell: Listener, *, previews: bool
+    plan: Plan,
+    directory: RunDirectory,
+    stages: Stages,
+    tell: Listener,
+    preview: Callable[[Path, Path, int], Path] | None,
 ) -> Path:
     """Run the stages that are not finished; returns the spool of the last one."""
     first = _first_unfinished(plan, directory, stages, tell)
@@ -251,17 +256,18 @@ def _cascade(
         if stage.index:
             _spool_path(plan, directory, stage.index - 1).unlink(missing_ok=True)
         tell(StageDone(stage.index, time.monotonic() - began))
-        if previews:
+        if preview is not None:
+            spool_path = _spool_path(plan, directory, stage.index)
             _preview(
-                _spool_path(plan, directory, stage.index), directory.output, stage.index, tell
+                partial(preview, spool_path, directory.output, stage.index), tell, stage.index
             )
     return _spool_path(plan, directory, len(plan.stages) - 1)
 
 
-def _preview(spool: Path, output: Path, index: int, tell: Listener) -> None:
+def _preview(write: Callable[[], Path], tell: Listener, index: int) -> None:
     """Write the preview of a stage; a run does not fail for want of one."""
     try:
-        tell(PreviewWritten(index, write_preview(spool, output, index)))
+        tell(PreviewWritten(index, write()))
     except RunError as error:
         tell(Warned(str(error)))
 

@@ -111,6 +111,8 @@ def _what_next(args: Sequence[str]) -> str:
         again = shlex.join(arg for arg in args if arg not in _BEGINNING_ANEW)
         given = ", given the same input," if "-" in args else ""
         return f"this{given} goes on: hires {again}"
+    if args and args[0] == "view":
+        return "the viewer has ended"
     return "the same command starts again"
 
 

@@ -26,8 +26,8 @@ def sheet(
         list[Path],
         typer.Argument(
             metavar="FILE...",
-            help="Pictures (TIFF, PNG, JPEG, WebP or GIF), or the results.jsonl of a batch, which "
-            "stands for all its finished outputs.",
+            help="Pictures (TIFF, PNG, JPEG, WebP, AVIF or GIF), or the results.jsonl of a batch, "
+            "which stands for all its finished outputs.",
             show_default=False,
         ),
     ],

@@ -25,8 +25,8 @@ def view(
         list[Path],
         typer.Argument(
             metavar="OUT [OUT2]",
-            help="Picture: a TIFF, PNG, JPEG, WebP, GIF or .dzi, or an output that is being made "
-            "(OUT.run is there). With two, they are compared, with linked zoom.",
+            help="Picture: a TIFF, PNG, JPEG, WebP, AVIF, GIF or .dzi, or an output that is being "
+            "made (OUT.run is there). With two, they are compared, with linked zoom.",
             show_default=False,
         ),
     ],

@@ -17,6 +17,7 @@ _INK, _QUIET = (40, 40, 42), (128, 126, 122)
 _FONTS = ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 _SCRIPTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "unifont.otf")
 _PROMPT_LINES = 2
+_LEAST_WIDTH_EM = 14
 _MOST_CHARACTERS = 400  # of a prompt; more are never seen
 _MISSING = "\U0010ffff"  # no font has it
 
@@ -44,6 +45,11 @@ class Captions:
     def height_px(self) -> int:
         """Of a whole caption with the space above it."""
         return self._line_px * (1 + _PROMPT_LINES) + self.size_px
+
+    @property
+    def least_width_px(self) -> int:
+        """What a seed and a size need on one line."""
+        return _LEAST_WIDTH_EM * self.size_px
 
     def draw(self, on: Image.Image, caption: Caption, x0: int, y0: int, width_px: int) -> None:
         """Write a caption below a picture that ends at row y0; what is too long is cut."""

@@ -30,9 +30,15 @@ _STARTS: dict[str, Callable[[bytes], bool]] = {
     "tiff": lambda head: head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
     "webp": lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP",
     "gif": lambda head: head.startswith((b"GIF87a", b"GIF89a")),
+    # The brand comes first, or among those that the picture is compatible with.
+    "avif": lambda head: head[4:8] == b"ftyp" and (b"avif" in head[8:] or b"avis" in head[8:]),
 }
-_KNOWN = "JPEG, PNG, TIFF, WebP or GIF"
-_WHOLE = ("webp", "gif")  # formats whose decoders hold the picture
+_HEAD_BYTES = 64
+# What libvips and libtiff say of compressions that they were built without.
+_NOT_READ = ("not supported", "unsupported", "not configured", "not implemented")
+_LOADERS = {"avif": "heifload_source"}  # others: KIND + "load_source"
+_KNOWN = "JPEG, PNG, TIFF, WebP, AVIF or GIF"
+_WHOLE = ("webp", "gif", "avif")  # formats whose decoders hold the picture
 # By the names that libvips gives to kinds of colour: how many channels are colour.
 COLOUR_CHANNELS = {
     "b-w": 1, "grey16": 1, "srgb": 3, "rgb": 3, "rgb16": 3, "scrgb": 3, "cmyk": 4,
@@ -46,7 +52,7 @@ class Header:
 
     Attributes:
         path: The file.
-        format: "jpeg", "png", "tiff", "webp" or "gif".
+        format: "jpeg", "png", "tiff", "webp", "gif" or "avif".
         image: Gives rows as stored, from top to bottom, once.
         alpha: Whether the channel behind the colours is alpha.
         orientation: Of EXIF, 1 to 8.
@@ -116,7 +122,7 @@ def load(path: Path, kind: str, *, page: int = 0) -> pyvips.Image:
     # Nothing is asked of libvips twice, and its cache would hold files open.
     pyvips.cache_set_max(0)
     # Loaders by name: libvips has others, for SVG and PDF, that read much else.
-    loader = getattr(pyvips.Image, f"{kind}load_source")
+    loader = getattr(pyvips.Image, _LOADERS.get(kind, f"{kind}load_source"))
     # libvips's own limit, 50 MB for a strip, is below what `largest_page` allows.
     options = {"page": page, "unlimited": True} if kind == "tiff" else {}
     # A source takes the name as it is; by name, "x[page=2]" would be a file with an option.
@@ -137,6 +143,11 @@ def naming(path: Path) -> Iterator[None]:
     except pyvips.Error as error:
         lines = [line.strip() for line in str(error.detail).splitlines() if line.strip()]
         why = lines[0] if lines else error.message
+        if any(words in str(error.detail).lower() for words in _NOT_READ):
+            raise RequestError(
+                f"{path} is stored in a way that is not read here ({why}); open it in an image"
+                " editor and save it as a PNG, or as a TIFF with deflate"
+            ) from error
         raise RequestError(
             f"{path} is damaged or truncated ({why}); take an undamaged copy, or open it in an"
             " image editor and save it again"
@@ -153,7 +164,7 @@ def _kind(path: Path) -> str:
             what = "a folder" if stat.S_ISDIR(mode) else "no plain file"
             raise RequestError(f"{path} is {what}; name a picture file ({_KNOWN})")
         with path.open("rb") as file:
-            head = file.read(16)
+            head = file.read(_HEAD_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, RequestError):
             raise

@@ -1,7 +1,7 @@
 """Pictures that users give: looked at without decoding, and read into a spool in bounded memory.
 
-What is read: JPEG, PNG, TIFF (classic and BigTIFF), WebP and GIF with one picture in them. What
-comes out is sRGB of 16 bits, upright:
+What is read: JPEG, PNG, TIFF (classic and BigTIFF), WebP, AVIF and GIF with one picture in them.
+What comes out is sRGB of 16 bits, upright:
 
 - an embedded ICC profile is followed (relative colorimetric, black point compensated); one that
   is broken or of another kind of colour is ignored, as viewers do; CMYK without a profile is
@@ -55,7 +55,7 @@ class PictureFacts:
     Attributes:
         path: The file.
         width_px, height_px: Of the upright picture: after the rotation that it asks for.
-        format: "jpeg", "png", "tiff", "webp" or "gif".
+        format: "jpeg", "png", "tiff", "webp", "gif" or "avif".
         bits: Per sample, as stored: 1, 2, 4, 8, 16 or 32.
         channels: Of a pixel, with alpha; a palette counts as the colours it holds.
         sha256: Of the file, in hexadecimal.

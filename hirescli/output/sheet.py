@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING
 from hirescli.errors import RequestError, RunError
 from hirescli.output.captions import Caption, Captions
 from hirescli.output.metadata import inspect
-from hirescli.output.picture_header import naming, read_header
+from hirescli.output.picture_header import load, naming, read_header
+from hirescli.output.pictures import to_spool
 from hirescli.output.pyramid import PageLevel, levels_of, open_level
 from hirescli.output.spool import Spool
+from hirescli.output.zstd_tiff import has_zstd, zstd_rows
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyvips
     from numpy.typing import NDArray
     from PIL import Image
 
@@ -32,6 +35,7 @@ _WIDTH_TO_HEIGHT = 1.5  # the shape that a sheet shall have
 _GROUND = (250, 249, 247)
 _SPACE = 12  # thumbs have this times the space between them
 _QUALITY = 90
+_MOST_HELD_PX = 2**24  # of a level with zstd
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Layout:
     Attributes:
         count: Of pictures.
         columns: Of cells.
-        cell_width_px: Of a thumb.
+        cell_width_px: Of the widest thumb, and enough for its caption.
         cell_height_px: Of the highest thumb.
         caption_px: Height of the text below.
     """
@@ -99,9 +103,7 @@ def entry(path: Path) -> Entry:
     turned = header.orientation >= 5
     size = (header.image.width, header.image.height)
     width_px, height_px = reversed(size) if turned else size
-    recipe = None
-    if header.format in ("tiff", "png", "jpeg"):
-        recipe = inspect(path).recipe
+    recipe = None if header.format == "gif" else inspect(path).recipe
     size_text = f"{width_px} \N{MULTIPLICATION SIGN} {height_px}"
     if recipe is None:
         return Entry(path, width_px, height_px, Caption(size_text, path.name))
@@ -122,7 +124,9 @@ def layout(entries: Sequence[Entry], *, columns: int | None, thumb_px: int) -> L
     """
     sides = [_shrunk(each, thumb_px) for each in entries]
     width_px, height_px = (max(side) for side in zip(*sides, strict=True))
-    cell = width_px, height_px, Captions(thumb_px).height_px
+    captions = Captions(thumb_px)
+    width_px = max(width_px, min(thumb_px, captions.least_width_px))
+    cell = width_px, height_px, captions.height_px
     some = range(1, len(entries) + 1) if columns is None else (min(columns, len(entries)),)
     made = min((Layout(len(entries), each, *cell) for each in some), key=_badness)
     if max(made.width_px, made.height_px) > _MOST_SIDE_PX:
@@ -150,11 +154,12 @@ def write_sheet(entries: Sequence[Entry], output: Path, where: Layout, *, thumb_
     import pyvips
 
     spool_path = output.with_name(output.name + ".spool")
+    unpacked = output.with_name(output.name + ".unpacked.spool")
     partial = output.with_name(output.name + ".partial")
     try:
         width_px, height_px = where.width_px, where.height_px
         with Spool.create(spool_path, width_px=width_px, height_px=height_px) as spool:
-            for y0, band in _bands(entries, where, thumb_px):
+            for y0, band in _bands(entries, where, thumb_px, unpacked):
                 spool.write_rows(y0, _pixels(band))
         _save(spool_path, partial, png=output.suffix.lower() == ".png")
         os.replace(partial, output)
@@ -163,11 +168,12 @@ def write_sheet(entries: Sequence[Entry], output: Path, where: Layout, *, thumb_
         raise RunError(f"cannot write {output}: {why}") from error
     finally:
         spool_path.unlink(missing_ok=True)
+        unpacked.unlink(missing_ok=True)
         partial.unlink(missing_ok=True)
 
 
 def _bands(
-    entries: Sequence[Entry], where: Layout, thumb_px: int
+    entries: Sequence[Entry], where: Layout, thumb_px: int, unpacked: Path
 ) -> Iterator[tuple[int, Image.Image]]:
     """First row and pixels of the upper edge, of each row of cells, and of the lower edge."""
     from PIL import Image
@@ -179,7 +185,7 @@ def _bands(
         band = Image.new("RGB", (where.width_px, where.row_px), _GROUND)
         for column, each in enumerate(entries[start : start + where.columns]):
             x0 = edge_px + column * (where.cell_width_px + where.space_px)
-            thumb = _thumb(each.path, thumb_px)
+            thumb = _thumb(each.path, thumb_px, unpacked)
             # Side by side, on one line with the captions.
             band.paste(thumb, (x0, where.cell_height_px - thumb.height))
             captions.draw(band, each.caption, x0, where.cell_height_px, where.cell_width_px)
@@ -188,12 +194,15 @@ def _bands(
     yield y0, Image.new("RGB", (where.width_px, where.height_px - y0), _GROUND)
 
 
-def _thumb(path: Path, thumb_px: int) -> Image.Image:
+def _thumb(path: Path, thumb_px: int, unpacked: Path) -> Image.Image:
     from PIL import Image
 
-    image = read_header(path).image
+    header = read_header(path)
+    image = header.image
     with naming(path):
-        if image.get("vips-loader").startswith("tiff"):
+        if header.zstd_page is not None:
+            image = _without_zstd(path, thumb_px, unpacked)
+        elif image.get("vips-loader").startswith("tiff"):
             level = [each for each in levels_of(path) if _holds(each, thumb_px)][-1:]
             image = open_level(path, level[0], access="sequential") if level else image
         # Not libvips's thumbnail of a file: that shows damaged ones without a word.
@@ -205,6 +214,22 @@ def _thumb(path: Path, thumb_px: int) -> Image.Image:
             image = image.flatten(background=255)
         image = image.extract_band(0, n=3).autorot()
         return Image.frombytes("RGB", (image.width, image.height), image.write_to_memory())
+
+
+def _without_zstd(path: Path, thumb_px: int, unpacked: Path) -> pyvips.Image:
+    """A small level of a TIFF with zstd, which libvips does not decode; else all by a spool."""
+    import numpy as np
+    import pyvips
+
+    levels = [each for each in levels_of(path) if _holds(each, thumb_px) and each.subifd < 0]
+    if levels and levels[-1].width_px * levels[-1].height_px <= _MOST_HELD_PX:
+        page = levels[-1].page
+        if has_zstd(path, page):
+            return pyvips.Image.new_from_array(
+                np.concatenate([rows for _, rows in zstd_rows(path, page)])
+            )
+    to_spool(path, unpacked, bits=8)
+    return load(unpacked, "tiff")
 
 
 def _badness(where: Layout) -> float:

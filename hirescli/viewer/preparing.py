@@ -11,14 +11,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hirescli.errors import RequestError
 from hirescli.output.picture_header import Header, load, naming, read_header
 from hirescli.output.pictures import to_spool
 from hirescli.output.pyramid import PageLevel, levels_of
+from hirescli.output.zstd_tiff import has_zstd
 from hirescli.viewer.tiles import DeepZoomTiles, TiffTiles, Tiles
 
 if TYPE_CHECKING:
     import pyvips
 
+NOT_SHOWN = "`hires view` does not show {} folders"
 _TILE_PX = 512
 _QUALITY = 92
 # Tiles of these sides are served as they are stored; others are cut anew.
@@ -36,6 +39,10 @@ def check(path: Path) -> None:
     """
     if path.suffix.lower() == ".dzi":
         DeepZoomTiles(path)
+    elif path.is_dir():
+        raise RequestError(
+            f"{path}: {NOT_SHOWN.format(path.suffix)}; name another output, or .dzi"
+        )
     elif _stored_levels(path) is None:
         read_header(path)
 
@@ -44,7 +51,7 @@ def tiles_of(path: Path, copy: Path, begun: Callable[[pyvips.Image], None]) -> T
     """The tiles of a picture.
 
     Args:
-        path: A TIFF, PNG, JPEG, WebP, GIF or .dzi.
+        path: A TIFF, PNG, JPEG, WebP, AVIF, GIF or .dzi.
         copy: Where the copy goes, if one is needed.
         begun: Told of what is copied, so that it can be ended.
 
@@ -58,9 +65,12 @@ def tiles_of(path: Path, copy: Path, begun: Callable[[pyvips.Image], None]) -> T
     if levels is not None:
         stored_px = levels[0].tile_px
         fits = stored_px is not None and stored_px in _TILE_RANGE_PX
-        return TiffTiles(path, levels, tile_px=stored_px if stored_px and fits else _TILE_PX)
+        tiles = TiffTiles(path, levels, tile_px=stored_px if stored_px and fits else _TILE_PX)
+        with naming(path):  # a compression that is not read shows with the first tile only
+            tiles.tile(tiles.geometry.min_level, 0, 0)
+        return tiles
     header = read_header(path)
-    if _is_plain(header):
+    if _is_plain(header) and header.zstd_page is None:
         with naming(path):
             return _copied(header.image, copy, begun)
     spool = copy.with_name(copy.name + ".spool")
@@ -89,7 +99,9 @@ def _stored_levels(path: Path) -> list[PageLevel] | None:
         if file.read(2) not in (b"II", b"MM"):
             return None
     levels = levels_of(path)
-    if levels[0].tile_px is None and len(levels) == 1:
+    if levels[0].tile_px is None:  # in strips, or in tiles that are not square
+        return None
+    if has_zstd(path, levels[0].page):  # libvips decodes none
         return None
     with naming(path):
         image = load(path, "tiff", page=levels[0].page)

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from hirescli.errors import HiresError, RequestError
 from hirescli.viewer.shown import Shown
+from hirescli.viewer.standing import labels
 from hirescli.viewer.tiles import OutsideError
 
 HOST = "127.0.0.1"
@@ -33,6 +34,8 @@ _FILES = ("index.html", "viewer.css", "viewer.js", "openseadragon.min.js", "icon
 _TILE = re.compile(
     r"/tiles/([0-9])/([0-9a-f]{16})/([0-9]{1,2})/([0-9]{1,7})_([0-9]{1,7})\.(jpg|jpeg|png)"
 )
+# A web page elsewhere has another name. The port may be another: one that ssh carries over.
+_OWN = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 _ALLOWED = "GET, HEAD"
 _HEADERS = {
     # The hash is that of the one style sheet that OpenSeadragon puts into the page.
@@ -64,6 +67,7 @@ class ViewServer(ThreadingHTTPServer):
 
     def __init__(self, pictures: Sequence[Shown], port: int | None) -> None:
         self.pictures = tuple(pictures)
+        self.labels = labels([each.output for each in self.pictures])
         self.files = {"/" + name: _static(name) for name in _FILES}
         self.files["/"] = self.files["/index.html"]
         try:
@@ -80,12 +84,6 @@ class ViewServer(ThreadingHTTPServer):
     def url(self) -> str:
         """The address of the page."""
         return f"http://{HOST}:{self.server_port}/"
-
-    @property
-    def hosts(self) -> frozenset[str]:
-        """The names under which it may be asked: a web page elsewhere has another."""
-        names = (HOST, "localhost", "[::1]")
-        return frozenset(f"{name}:{self.server_port}" for name in names)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of pages that were closed while they were answered."""
@@ -111,7 +109,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         path = unquote(self.path.partition("?")[0])
         if path == "/state.json":
-            state = {"pictures": [each.state() for each in self.server.pictures]}
+            state = {
+                "pictures": [
+                    each.state() | {"name": label}
+                    for each, label in zip(self.server.pictures, self.server.labels, strict=True)
+                ]
+            }
             self._send(json.dumps(state).encode(), "application/json", "no-store")
         elif path in self.server.files:
             self._send(*self.server.files[path], "no-cache")
@@ -143,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refusal(self) -> HTTPStatus | None:
         hosts = self.headers.get_all("Host") or []
-        if len(hosts) != 1 or hosts[0].strip().lower() not in self.server.hosts:
+        if len(hosts) != 1 or _OWN.fullmatch(hosts[0].strip()) is None:
             return HTTPStatus.FORBIDDEN
         path = unquote(self.path)
         if not path.startswith("/") or ".." in path or "\\" in path or "\0" in path:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hirescli.errors import HiresError, RequestError
+from hirescli.errors import RequestError
 from hirescli.output.metadata import inspect
 from hirescli.recipe import Recipe
 from hirescli.runs.left import LeftRun
 from hirescli.units import format_bytes
 from hirescli.viewer import standing as disk
-from hirescli.viewer.preparing import check, tiles_of, tiles_of_spool
+from hirescli.viewer.preparing import NOT_SHOWN, check, tiles_of, tiles_of_spool
 from hirescli.viewer.standing import Standing
 from hirescli.viewer.tiles import Tiles
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyvips
 
 _KEPT = 2  # versions: the page asks for tiles of the last one until the next is all there
+_FEW_PX = 1_000_000  # a size says enough of fewer
 _SECONDS = 0.5  # between two looks at the disk
 
 
@@ -51,32 +52,38 @@ class Shown:
         self._folder = folder
         self._versions: list[_Version] = []
         self._failed: tuple[str, str] | None = None  # a version that cannot be shown, and why
+        self._folder_stands = False  # the output is finished, and of a kind that is not shown
         self._left = disk.left_run(self.output)
         self._lock = threading.Lock()
         self._copying: pyvips.Image | None = None
         self._ended = False
         found = disk.standing(self.output, self._left)
-        if found is not None and found.stage is None:
+        if found is not None and found.stage is None and not self._is_replaced(found):
             check(found.path)
 
     def look(self) -> None:
         """Look at the disk, and take what is newer there. One thread does it."""
-        import pyvips
-
         left = disk.left_run(self.output)
         found = disk.standing(self.output, left)
         with self._lock:
             self._left = left
+            if self._failed is not None and not self._failed[0]:
+                self._failed = None
+            self._folder_stands = found is not None and _is_folder(found)
             known = [each.standing.version for each in self._versions]
-        if found is None or found.version in (*known[-1:], self._failed and self._failed[0]):
+        if (
+            found is None
+            or _is_folder(found)
+            or found.version in (*known[-1:], self._failed and self._failed[0])
+        ):
             return
         try:
             made = self._made(found, left)
         except FileNotFoundError:  # the next stage has just taken its place
             return
-        except (HiresError, OSError, pyvips.Error) as error:
+        except Exception as error:  # whatever a file brings: it is not tried again
             with self._lock:
-                self._failed = (found.version, str(error))
+                self._failed = (found.version, str(error) or type(error).__name__)
             return
         with self._lock:
             self._failed = None
@@ -84,6 +91,11 @@ class Shown:
             gone, self._versions = self._versions[:-_KEPT], self._versions[-_KEPT:]
         for each in gone:
             each.copy.unlink(missing_ok=True)
+
+    def fail(self, error: Exception) -> None:
+        """Let the page say what kept `look` from looking; the next one clears it."""
+        with self._lock:
+            self._failed = ("", str(error) or type(error).__name__)
 
     def end(self) -> None:
         """Stop what `look` is doing in another thread; it is not asked again."""
@@ -101,7 +113,7 @@ class Shown:
     def state(self) -> dict[str, Any]:
         """All that the page needs to know, in JSON's types."""
         with self._lock:
-            left, failed = self._left, self._failed
+            left, failed, folder_stands = self._left, self._failed, self._folder_stands
             version = self._versions[-1] if self._versions else None
         told: dict[str, Any] = {"name": self.output.name, "version": None, "geometry": None}
         told["status"] = disk.status(left, None if version is None else version.standing)
@@ -112,9 +124,15 @@ class Shown:
             told["recipe"] = version.recipe or told["recipe"]
         if failed is not None:
             told["status"] |= {"kind": "failed", "text": failed[1]}
+        elif folder_stands and told["status"]["kind"] == "done":
+            told["status"]["text"] = f"finished; {NOT_SHOWN.format(self.output.suffix)}"
         elif version is None and told["status"]["kind"] == "done":
             told["status"] |= {"kind": "preparing", "text": "preparing the picture"}
         return told
+
+    def _is_replaced(self, found: Standing) -> bool:
+        """Whether it is a folder of tiles that a run is about to make anew."""
+        return _is_folder(found) and self._left is not None and self._left.at_work
 
     def _begun(self, image: pyvips.Image) -> None:
         with self._lock:
@@ -165,8 +183,15 @@ class Watch:
     def _run(self) -> None:
         while not self._ended.is_set():
             for each in self._pictures:
-                each.look()
+                try:
+                    each.look()
+                except Exception as error:  # else nothing would be looked at any more
+                    each.fail(error)
             self._ended.wait(_SECONDS)
+
+
+def _is_folder(found: Standing) -> bool:
+    return found.stage is None and found.path.is_dir()
 
 
 def _geometry(tiles: Tiles) -> dict[str, Any]:
@@ -190,14 +215,20 @@ def _facts(
     px = geometry.width_px * geometry.height_px
     levels = geometry.max_level - geometry.min_level + 1
     size = disk.size_text(geometry.width_px, geometry.height_px)
-    facts = [("Size", f"{size} px"), ("Pixels", _pixels(px))]
+    facts = [("Size", f"{size} px")]
+    if px >= _FEW_PX:
+        facts.append(("Pixels", _pixels(px)))
     recipe = None
     if found.stage is None:
-        facts.append(("File", format_bytes(found.path.stat().st_size)))
-        with contextlib.suppress(RequestError):  # a format or a .dzi without a recipe
+        size_bytes, form = found.path.stat().st_size, ""
+        with contextlib.suppress(RequestError):  # a format without a recipe
             said = inspect(found.path)
-            facts.append(("Format", said.format.upper()))
+            size_bytes = said.bytes  # of tiles all together
+            form = "Deep Zoom" if said.format == "tiles" else said.format.upper()
             recipe = None if said.recipe is None else _ordered(said.recipe)
+        facts.append(("File", format_bytes(size_bytes)))
+        if form:
+            facts.append(("Format", form))
     facts.append(("Levels", f"{levels}, in tiles of {geometry.tile_px} px"))
     return facts, recipe
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,16 @@ def named_output(named: Path) -> Path:
         f"{named} does not exist, and no run makes it (there is no {named.name}.run); check the "
         "name, or start the run first"
     )
+
+
+def labels(outputs: Sequence[Path]) -> list[str]:
+    """What pictures are called beside each other: the shortest ends of their paths that differ."""
+    parts = [output.absolute().parts for output in outputs]
+    for count in range(1, max(map(len, parts), default=0)):
+        ends = ["/".join(each[-count:]) for each in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    return [output.name for output in outputs]
 
 
 def left_run(output: Path) -> LeftRun | None:

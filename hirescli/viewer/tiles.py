@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyvips
 
 _JPEG_QUALITY = 92
+_OVERLAP_PX = 1  # else browsers that smooth enlarged tiles show their edges
 _MOST_DZI_BYTES = 2**16
 _DZI_SUFFIXES = ("jpg", "jpeg", "png")
 _MOST_TILE_PX = 4096
@@ -104,7 +105,7 @@ class TiffTiles:
         steps = max(images) + max(0, (smallest_px - 1) // tile_px).bit_length()
         whole = Geometry(base.width, base.height, tile_px, 0, 0, "jpg")
         self._geometry = Geometry(
-            base.width, base.height, tile_px, 0, max(0, whole.max_level - steps), "jpg"
+            base.width, base.height, tile_px, _OVERLAP_PX, max(0, whole.max_level - steps), "jpg"
         )
         self._images = images
 
@@ -120,9 +121,8 @@ class TiffTiles:
         stored = max(each for each in self._images if each <= step)
         factor = 2 ** (step - stored)
         level_width_px, level_height_px = geometry.level_size(level)
-        x0, y0 = column * geometry.tile_px, row * geometry.tile_px
-        width_px = min(geometry.tile_px, level_width_px - x0)
-        height_px = min(geometry.tile_px, level_height_px - y0)
+        x0, width_px = _span(column, geometry, level_width_px)
+        y0, height_px = _span(row, geometry, level_height_px)
         region = _region(
             self._images[stored], x0 * factor, y0 * factor, width_px * factor, height_px * factor
         )
@@ -172,6 +172,13 @@ class DeepZoomTiles:
 
     def _file(self, level: int, column: int, row: int) -> Path:
         return self._folder / str(level) / f"{column}_{row}.{self._geometry.suffix}"
+
+
+def _span(index: int, geometry: Geometry, side_px: int) -> tuple[int, int]:
+    """First pixel and length of a tile along one axis, with what it shares."""
+    begin_px = max(0, index * geometry.tile_px - geometry.overlap_px)
+    end_px = min(side_px, (index + 1) * geometry.tile_px + geometry.overlap_px)
+    return begin_px, end_px - begin_px
 
 
 def _region(image: pyvips.Image, x0: int, y0: int, width_px: int, height_px: int) -> pyvips.Image:

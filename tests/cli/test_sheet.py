@@ -191,3 +191,34 @@ def test_what_stands_is_not_replaced_unasked(hires: Callable, pictures: list[Pat
     assert Path("s.jpg").read_text() == "mine"
     assert hires("sheet", pictures[0], "-o", "s.jpg", "--overwrite").code == 0
     assert hires("sheet", "s.jpg", "-o", "s.jpg", "--overwrite").code == 2
+
+
+@pytest.mark.parametrize("pyramid", ["pages", "subifd", "none"])
+def test_zstd(hires: Callable, tmp_path: Path, pyramid: str) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    pixels = plain(COLOURS[0], 512, 256)
+    path = output(folder / "z.tif", pixels, compression="zstd", pyramid=pyramid)
+    assert hires("sheet", path, "-o", "s.png", "--thumb-px", "128").code == 0
+    with Image.open("s.png") as sheet:
+        colours = np.asarray(sheet).reshape(-1, 3)
+    assert (np.abs(colours.astype(int) - COLOURS[0]).max(axis=1) < 3).sum() == 128 * 64
+    assert list(Path().iterdir()) == [Path("s.png")]
+
+
+@pytest.mark.parametrize("form", ["tiff", "png", "jpeg", "webp", "avif"])
+def test_captions_of_all_formats(tmp_path: Path, form: str) -> None:
+    path = output(tmp_path / "picture", plain(COLOURS[0], 64, 64), format=form, seed=7)
+    caption = entry(path).caption
+    assert caption.head.startswith("seed 7 ")
+    assert caption.text == "dunes"
+
+
+@pytest.mark.parametrize("size", [(48, 48), (60, 600)])
+def test_small_and_narrow_pictures_have_room_for_their_captions(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    found = entry(output(tmp_path / "a.tif", plain(COLOURS[0], *size), seed=12345))
+    where = layout([found], columns=None, thumb_px=384)
+    head = found.caption.head
+    assert _cut(head, _font(Captions(384).size_px, head), where.cell_width_px) == head

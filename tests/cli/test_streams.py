@@ -51,6 +51,7 @@ def test_signals_end_cleanly(hires_process: Callable, number: int, code: int) ->
         (["generate", "-p", "a sea", "--restart"], "this goes on: hires generate -p 'a sea'"),
         (["batch", "-", "--no-skip-done"], "this, given the same input, goes on: hires batch -"),
         (["plan", "-p", "sea"], "the same command starts again"),
+        (["view", "dunes.tif"], "the viewer has ended"),
     ],
 )
 def test_what_is_said_to_go_on_does_not_start_over(words: list[str], told: str) -> None:

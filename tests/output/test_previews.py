@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from pictures import picture
 from PIL import Image
 
 from hirescli.errors import RunError
+from hirescli.evaluation.inspection.base import base_of
+from hirescli.output.metadata import read_recipe
 from hirescli.output.preview import preview_path, write_preview
 from hirescli.output.spool import Spool
+from hirescli.recipe import Recipe
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -38,9 +42,33 @@ def test_a_link_in_its_place_is_replaced(tmp_path: Path) -> None:
     other.write_text("mine")
     for name in ("a.tif.stage-0.jpg", "a.tif.stage-0.jpg.partial"):
         (tmp_path / name).symlink_to(other)
-    write_preview(spool, tmp_path / "a.tif", 0)
+    with pytest.raises(RunError, match="--overwrite"):
+        write_preview(spool, tmp_path / "a.tif", 0)
+    write_preview(spool, tmp_path / "a.tif", 0, overwrite=True)
     assert other.read_text() == "mine"
     assert not preview_path(tmp_path / "a.tif", 0).is_symlink()
+
+
+def test_it_says_to_which_picture_it_belongs(tmp_path: Path) -> None:
+    spool, output = tmp_path / "s.tif", tmp_path / "a.tif"
+    with Spool.create(spool, width_px=64, height_px=64) as made:
+        made.write_rows(0, picture(64, 64))
+    recipe = Recipe.from_fragments({"prompt": "dunes " * 900, "size": "64", "seed": 3})
+    path = write_preview(spool, output, 0, recipe=recipe)
+    assert read_recipe(path)["seed"] == 3
+    with Image.open(path) as image:
+        assert np.abs(np.asarray(image).astype(int) - picture(64, 64)).mean() < 12
+    shutil.copy(path, output)
+    assert base_of(output) == path
+    write_preview(spool, output, 0, recipe=recipe.model_copy(update={"seed": 4}))  # replaces ours
+    assert base_of(output) is None
+    silent = write_preview(spool, output, 0, recipe=recipe.model_copy(update={"metadata": False}))
+    assert b"dunes" not in silent.read_bytes()
+    assert base_of(output) == path
+    path.write_text("mine")
+    with pytest.raises(RunError, match="--overwrite"):
+        write_preview(spool, output, 0, recipe=recipe)
+    assert path.read_text() == "mine"
 
 
 def test_a_preview_that_cannot_be_written(tmp_path: Path) -> None:

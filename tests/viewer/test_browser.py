@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 from growing import GrowingRun, ramp, serving, write_output
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -22,6 +24,7 @@ SECONDS = 20
 EVIL = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 2"> & "dunes"'
 CENTRE = "const v = hires.panes[{0}].viewer.viewport; const c = v.getCenter();"
 PLACE = CENTRE + "return [v.getZoom(), c.x, c.y]"
+MOST_ZOOM = "return hires.panes[{0}].viewer.viewport.getMaxZoom()"
 TILES = "return performance.getEntriesByType('resource').map(e => e.name)"
 
 
@@ -157,6 +160,8 @@ def test_two_pictures_zoom_together(tmp_path: Path, opened: Callable) -> None:
         until(lambda: "Recipe" in text(browser, "panel").title(), "showing the recipe")
         rows = browser.find_elements("css selector", "#panel tr.differs th")
         assert {row.text for row in rows} >= {"seed", "format", "width", "height"}
+        limits = [browser.execute_script(MOST_ZOOM.format(i)) for i in (0, 1)]
+        assert limits[0] == pytest.approx(limits[1])  # that of the larger one
         browser.find_element("css selector", "body").send_keys("s")
         assert browser.find_element("id", "cut").is_displayed()
         time.sleep(1)
@@ -208,3 +213,58 @@ def version(browser: Any) -> str:
 
 def items(browser: Any) -> int:
     return int(browser.execute_script("return hires.panes[0].viewer.world.getItemCount()"))
+
+
+def test_parts_that_are_damaged_are_told(tmp_path: Path, browser: Any) -> None:
+    path = write_output(tmp_path / "dunes.tif", ramp(1024, 1024), tile_px=128)
+    with tifffile.TiffFile(path) as tiff:
+        places = tiff.pages.first.dataoffsets
+    with path.open("r+b") as file:
+        for place in places:  # of the full level only
+            file.seek(place)
+            file.write(bytes(64))
+    with serving(tmp_path, path) as server:
+        browser.get(server.url)
+        until(lambda: browser.execute_script("return !!window.hires && !!hires.panes.length"))
+        until(lambda: "1,024" in text(browser, "panes"), "loading")
+        browser.find_element("id", "zoom").click()
+        until(lambda: "cannot be read" in text(browser, "panes"), "telling of the damage")
+    browser.get("about:blank")
+    browser.get_log("browser")
+
+
+@pytest.mark.parametrize("zoom", [2.0, 2.3, 2.78, 4.0])
+def test_no_lines_between_tiles(tmp_path: Path, opened: Callable, zoom: float) -> None:
+    pixels = np.full((768, 768, 3), (60, 140, 200), np.uint8)
+    path = write_output(tmp_path / "flat.tif", pixels, tile_px=128)
+    with serving(tmp_path, path) as server:
+        browser = opened(server.url)
+        until(lambda: loaded(browser), "loading")
+        browser.execute_script(
+            "const p = hires.panes[0]; const v = p.viewer.viewport;"
+            f"v.zoomTo(p.item.imageToViewportZoom({zoom} / devicePixelRatio), null, true);"
+            "v.panTo(new OpenSeadragon.Point(0.501, 0.502), true)"
+        )
+        time.sleep(0.3)
+        until(lambda: loaded(browser), "loading")
+        time.sleep(0.5)  # tiles fade in
+        spread = browser.execute_script(
+            "const c = hires.panes[0].viewer.drawer.canvas;"
+            "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+            "const low = [255, 255, 255], high = [0, 0, 0];"
+            "for (let i = 0; i < d.length; i++) if (i % 4 < 3) {"
+            "low[i % 4] = Math.min(low[i % 4], d[i]); high[i % 4] = Math.max(high[i % 4], d[i]) }"
+            "return low.map((v, i) => high[i] - v)"
+        )
+    assert max(spread) <= 2
+
+
+def test_a_small_picture_at_100_percent(tmp_path: Path, opened: Callable) -> None:
+    path = write_output(tmp_path / "small.tif", ramp(300, 200))
+    with serving(tmp_path, path) as server:
+        browser = opened(server.url)
+        until(lambda: loaded(browser), "loading")
+        browser.find_element("css selector", "body").send_keys("1")
+        until(lambda: text(browser, "percent") == "100%", "100%")
+        time.sleep(1)
+        assert text(browser, "percent") == "100%"

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from growing import GrowingRun, ramp, serving, write_output
 
+from hirescli.errors import RequestError
+from hirescli.units import format_bytes
 from hirescli.viewer.server import ViewServer
-from hirescli.viewer.shown import Shown
+from hirescli.viewer.shown import Shown, Watch
 
 
 def ask(
@@ -97,7 +99,8 @@ def test_other_methods(server: ViewServer, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.com", "evil.com:{port}", "127.0.0.1", "localhost:1", "x", ""]
+    "host",
+    ["evil.com", "evil.com:{port}", "localhost.evil.com:{port}", "127.0.0.1.evil.com", "x", ""],
 )
 def test_other_hosts(server: ViewServer, host: str) -> None:
     for path in ("/", "/state.json"):
@@ -106,7 +109,8 @@ def test_other_hosts(server: ViewServer, host: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "LOCALHOST"])
 def test_own_hosts(server: ViewServer, host: str) -> None:
-    assert ask(server, "/", Host=f"{host}:{server.server_port}")[0].status == 200
+    for port in (f":{server.server_port}", ":9000", ""):  # ssh carries it over to any
+        assert ask(server, "/", Host=host + port)[0].status == 200
 
 
 @pytest.mark.parametrize(
@@ -247,8 +251,74 @@ def test_tiles_are_quick(tmp_path: Path) -> None:
 
 
 def test_the_port_that_was_asked_for(tmp_path: Path) -> None:
-    from hirescli.errors import RequestError
-
     picture = Shown(write_output(tmp_path / "a.tif", ramp(64, 64)), tmp_path)
     with ViewServer([picture], 0) as first, pytest.raises(RequestError, match="port"):
         ViewServer([picture], first.server_port)
+
+
+@pytest.mark.parametrize(("suffix", "layout"), [(".iiif", "iiif3"), (".zoomify", "zoomify")])
+def test_an_output_that_is_not_shown(tmp_path: Path, suffix: str, layout: str) -> None:
+    output = tmp_path / f"dunes{suffix}"
+    run = GrowingRun(output, 256, format="tiles", tile_layout=layout)
+    run.finish_stage(0)
+    with serving(tmp_path, output) as server:
+        wait_for(server, shown="showing stage 1")
+        run.finish_stage(1)
+        run.finish_stage(2)
+        wait_for(server, shown="showing stage 3")
+        run.finish()
+        found = wait_for(server, kind="done")
+        assert f"does not show {suffix} folders" in found["status"]["text"]
+        version = found["version"]
+        assert ask(server, f"/tiles/0/{version}/8/0_0.jpg")[0].status == 200
+    with pytest.raises(RequestError, match="folders"):
+        Shown(output, tmp_path)
+
+
+def test_pictures_of_one_name(tmp_path: Path) -> None:
+    paths = [tmp_path / name / "x.png" for name in ("one", "two")]
+    for path in paths:
+        path.parent.mkdir()
+        write_output(path, ramp(64, 64), format="png")
+    with serving(tmp_path, *paths) as server:
+        assert [each["name"] for each in state(server)] == ["one/x.png", "two/x.png"]
+    with serving(tmp_path, paths[0], paths[0]) as server:
+        assert [each["name"] for each in state(server)] == ["x.png", "x.png"]
+
+
+def test_facts_of_deep_zoom(tmp_path: Path) -> None:
+    path = write_output(tmp_path / "a.dzi", ramp(600, 400), format="tiles", tile_px=256)
+    files = [path, *(each for each in (tmp_path / "a_files").rglob("*") if each.is_file())]
+    with serving(tmp_path, path) as server:
+        facts = dict(wait_for(server, kind="done")["facts"])
+    assert facts["File"] == format_bytes(sum(each.stat().st_size for each in files))
+    assert facts["Format"] == "Deep Zoom"
+    assert "Pixels" not in facts  # "0.2 megapixels" says less than the size
+
+
+class Unlucky(Shown):
+    """A picture at which nobody can look the first time."""
+
+    looks = 0
+
+    def look(self) -> None:
+        self.looks += 1
+        if self.looks == 1:
+            raise ValueError("no luck")
+        if self.looks > 3:
+            super().look()
+
+
+def test_the_watch_outlives_all_errors(tmp_path: Path) -> None:
+    path = write_output(tmp_path / "a.tif", ramp(64, 64))
+    pictures = [Unlucky(path, tmp_path), Shown(path, tmp_path)]
+    texts = []
+    with Watch(pictures):
+        for _ in range(200):
+            texts.append(pictures[0].state()["status"]["text"])
+            if pictures[0].state()["version"]:
+                break
+            time.sleep(0.02)
+    assert "no luck" in texts
+    assert pictures[0].state()["status"]["kind"] == "done"
+    assert pictures[1].state()["version"] is not None

@@ -31,6 +31,8 @@ def put_together(tiles: Tiles, level: int) -> np.ndarray:
             tile = np.asarray(
                 Image.open(io.BytesIO(tiles.tile(level, column, row))).convert("RGB")
             )
+            left, above = (min(geometry.overlap_px, index * side) for index in (column, row))
+            tile = tile[above : above + side, left : left + side]
             x0, y0 = column * side, row * side
             made[y0 : y0 + tile.shape[0], x0 : x0 + tile.shape[1]] = tile
     return made
@@ -173,3 +175,59 @@ def test_truncated_files_are_named(tmp_path: Path, form: str, share: float) -> N
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(RequestError, match=path.name):
         check(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("a.tif", {"compression": "zstd", "tile_px": 128}),
+        ("sub.tif", {"compression": "zstd", "tile_px": 128, "pyramid": "subifd"}),
+        ("a.avif", {"format": "avif", "quality": 100}),
+    ],
+)
+def test_what_libvips_reads_only_with_help(tmp_path: Path, name: str, choices: dict) -> None:
+    path = write_output(tmp_path / name, ramp(500, 300), **choices)
+    check(path)
+    assert_all_levels(tiles_of(path, tmp_path / "copy.tif", print), ramp(500, 300))
+
+
+def test_a_compression_that_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "other.tif"
+    tifffile.imwrite(path, ramp(300, 200), tile=(128, 128), photometric="rgb")
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages.first.tags["Compression"].overwrite(34712)  # JPEG 2000
+    with pytest.raises(RequestError, match=r"other\.tif is stored in a way that is not read here"):
+        tiles_of(path, tmp_path / "copy.tif", print)
+
+
+def test_damage_in_the_first_tiles_is_named(tmp_path: Path) -> None:
+    path = write_output(tmp_path / "a.tif", ramp(512, 512), tile_px=128)
+    with tifffile.TiffFile(path) as tiff:
+        places = [place for page in tiff.pages for place in page.dataoffsets]
+    with path.open("r+b") as file:
+        for place in places:
+            file.seek(place)
+            file.write(bytes(64))
+    with pytest.raises(RequestError, match=r"a\.tif is damaged"):
+        tiles_of(path, tmp_path / "copy.tif", print)
+
+
+def test_tiles_share_pixels_with_their_neighbours(tmp_path: Path) -> None:
+    path = write_output(tmp_path / "a.tif", ramp(700, 500), tile_px=256)
+    tiles = tiles_of(path, tmp_path / "copy.tif", print)
+    assert tiles.geometry.overlap_px == 1
+    sizes = [
+        Image.open(io.BytesIO(tiles.tile(10, column, row))).size
+        for column, row in [(0, 0), (1, 0), (2, 1)]
+    ]
+    assert sizes == [(257, 257), (258, 257), (700 - 511, 500 - 255)]
+
+
+def test_a_picture_in_strips_with_a_tiled_copy(tmp_path: Path) -> None:
+    pixels, path = ramp(600, 400), tmp_path / "strips.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(pixels, rowsperstrip=400, photometric="rgb", compression="deflate")
+        writer.write(pixels[::2, ::2].copy(), tile=(128, 128), photometric="rgb", subfiletype=1)
+    tiles = tiles_of(path, tmp_path / "copy.tif", print)
+    assert (tmp_path / "copy.tif").exists()  # else every tile would decode the strip
+    assert_all_levels(tiles, pixels)

@@ -7,6 +7,7 @@
   const IDLE_MS = 4000;
   const EXCHANGE_MS = 8000; // at most, until an old picture under a new one goes
   const NOT_IN_TABLE = ["prompt", "negative_prompt"];
+  const MOST_PIXEL_ZOOM = 8; // points of the screen for a pixel of the picture
   const RULER_PX = 110; // the longest
 
   const $ = (id) => document.getElementById(id);
@@ -46,8 +47,9 @@
       springStiffness: 9,
       blendTime: 0.15,
       zoomPerScroll: 1.25,
-      maxZoomPixelRatio: 8,
+      maxZoomPixelRatio: MOST_PIXEL_ZOOM,
       minZoomImageRatio: 0.6,
+      smoothTileEdgesMinZoom: Infinity, // tiles overlap; its own way shows a line at some zooms
       visibilityRatio: 0.4,
       imageLoaderLimit: 6,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
@@ -69,6 +71,10 @@
     viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
     viewer.addHandler("viewport-change", () => { follow(pane); measure(); });
     viewer.addHandler("resize", measure);
+    viewer.addHandler("tile-load-failed", (event) => {
+      const gone = event.tiledImage !== pane.item || /timeout/i.test(event.message || "");
+      if (!gone) noteDamage(pane, pane.version);
+    });
     return pane;
   }
 
@@ -84,10 +90,28 @@
         pane.item = item;
         pane.root.dataset.version = picture.version;
         if (before) whenLoaded(item, () => pane.viewer.world.removeItem(before));
+        setMostZoom();
         shapeMap(picture.geometry);
         measure();
       },
     });
+  }
+
+  // A tile that does not come stays dark. If the server is there, the file is the cause.
+  async function noteDamage(pane, version) {
+    const there = await fetch("state.json", { cache: "no-store" }).catch(() => null);
+    if (!there || version !== pane.version || pane.damaged === version) return;
+    pane.damaged = version;
+    const { kind } = pane.picture.status;
+    describe(pane, kind, lineOf(pane.picture));
+  }
+
+  // Two pictures zoom together: as far as the larger one allows.
+  function setMostZoom() {
+    const items = panes.map((each) => each.item).filter(Boolean);
+    if (panes.length < 2 || !items.length) return;
+    const most = Math.max(...items.map((item) => item.imageToViewportZoom(MOST_PIXEL_ZOOM)));
+    for (const each of panes) each.viewer.viewport.maxZoomLevel = most;
   }
 
   function whenLoaded(item, then) {
@@ -177,6 +201,10 @@
     if (!pane) return;
     moved = true;
     const zoom = pane.item.imageToViewportZoom(1 / (window.devicePixelRatio || 1));
+    for (const { viewer } of panes) {
+      const { viewport } = viewer; // a small picture at 100% is smaller than the window
+      viewport.minZoomLevel = Math.min(zoom, viewport.getMinZoom());
+    }
     pane.viewer.viewport.zoomTo(zoom);
     pane.viewer.viewport.applyConstraints();
   }
@@ -237,11 +265,15 @@
     const { kind, text, shown } = picture.status;
     const g = picture.geometry;
     const size = g ? `${g.width_px.toLocaleString("en")} × ${g.height_px.toLocaleString("en")}` : "";
-    if (kind === "done") return size;
+    if (kind === "done") return [text, size].filter(Boolean).join(" · ");
     return [text, shown && `${shown} (${size})`].filter(Boolean).join(" · ");
   }
 
   function describe(pane, kind, line) {
+    if (kind === "done" && pane.damaged === pane.version && pane.version) {
+      kind = "failed";
+      line = "parts of the file cannot be read: it is damaged";
+    }
     pane.label.dataset.kind = kind;
     const title = element("h1");
     title.append(element("span", "dot"), pane.picture ? pane.picture.name : "");
