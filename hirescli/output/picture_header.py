@@ -128,7 +128,7 @@ def load(path: Path, kind: str, *, page: int = 0) -> pyvips.Image:
     # A source takes the name as it is; by name, "x[page=2]" would be a file with an option.
     source = pyvips.Source.new_from_file(os.fspath(path))
     # "warning": at lower levels half a picture is still a picture.
-    fail_on = strictness(path) if kind == "tiff" else "warning"
+    fail_on = strictness(path, page) if kind == "tiff" else "warning"
     image: pyvips.Image = loader(source, access="sequential", fail_on=fail_on, **options)
     return image
 

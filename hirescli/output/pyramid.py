@@ -69,7 +69,7 @@ def open_level(
     source = pyvips.Source.new_from_file(os.fspath(path))
     image: pyvips.Image = pyvips.Image.tiffload_source(
         source, page=level.page, subifd=level.subifd, access=access,
-        fail_on=strictness(path), unlimited=True,
+        fail_on=strictness(path, level.page), unlimited=True,
     )  # fmt: skip
     return image
 

@@ -62,16 +62,18 @@ def largest_page(path: Path, *, most_held_px: int) -> tuple[int, bool]:
     return index, bool(extras) and extras[0] in _ALPHA
 
 
-def strictness(path: Path) -> str:
-    """At what libvips shall refuse a TIFF: warnings, which tell of damaged tiles.
+def strictness(path: Path, page: int) -> str:
+    """At what libvips shall refuse a page of a TIFF: warnings, which tell of damaged tiles.
 
-    It also warns, and then reads nothing, where tags stand twice or out of order, as the
-    descriptions that tifffile writes do; of these files it is asked for errors only.
+    It also warns, and then reads no strips, where tags stand twice or out of order, as the
+    descriptions that tifffile writes do; there it is asked for errors, which strips tell of.
     """
-    from tifffile import TiffFile
+    from tifffile import TiffFile, TiffPage
 
     with tifffile_silent(), TiffFile(path) as tiff:
-        return "warning" if tiff_in_order(tiff) else "error"
+        found = tiff.pages[page]
+        tiled = isinstance(found, TiffPage) and found.is_tiled
+        return "warning" if tiled or tiff_in_order(tiff) else "error"
 
 
 def _px(page: TiffPage) -> int:

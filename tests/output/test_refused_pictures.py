@@ -44,6 +44,9 @@ COMPRESSED: dict[str, Write] = {
     "tiles.tif": tiff(PIXELS, compression="deflate", tile=(16, 16)),
     "jpeg.tif": tiff(PIXELS, compression="jpeg", tile=(16, 16)),
     "plain.tif": tiff(PIXELS),
+    "twice-tiles.tif": tiff(
+        PIXELS, description="x", metadata={}, compression="deflate", tile=(16, 16)
+    ),
     "twice.tif": tiff(PIXELS, description="x", metadata={}, compression="deflate", rowsperstrip=8),
 }
 
@@ -60,7 +63,9 @@ def test_truncated_files_are_refused(name: str, kept: float, tmp_path: Path) -> 
         look(path)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "progressive.jpg", "a.gif", "tiles.tif"])
+@pytest.mark.parametrize(
+    "name", ["a.png", "a.jpg", "progressive.jpg", "a.gif", "tiles.tif", "twice-tiles.tif"]
+)
 def test_damaged_pixels_are_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     COMPRESSED[name](path)
