@@ -20,8 +20,8 @@ def export(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A TIFF of any size, of hires or another program, or a PNG, JPEG, WebP or GIF; "
-            "AVIF and tiles are not read.",
+            help="A TIFF of any size, of hires or another program, or a PNG, JPEG, WebP, AVIF or "
+            "GIF; tiles are not read.",
             show_default=False,
         ),
     ],

@@ -64,7 +64,7 @@ def prepared(
     """Check an export; nothing is written.
 
     Args:
-        source: A TIFF, PNG, JPEG, WebP or GIF, of any program.
+        source: A TIFF, PNG, JPEG, WebP, AVIF or GIF, of any program.
         targets: Files to write; their suffixes say their formats.
         choices: Of a recipe, about files: bits, compression, quality, dpi, metadata, ...
         overwrite: Whether existing files are replaced.
