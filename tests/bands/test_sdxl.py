@@ -131,9 +131,9 @@ def test_a_base_step_takes_the_memory_that_is_predicted() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_reset(), reason="needs a peak that can be reset")
-def test_a_step_of_1536_px_takes_the_memory_that_is_predicted() -> None:
+def test_a_step_of_2048_px_takes_the_memory_that_is_predicted() -> None:
     """With LinFusion's attention, as a doubling asks for it."""
-    made = step(1536, 32, "alone")
+    made = step(2048, 32, "alone")
     assert made["passes"] > 50
     assert made["std"] > 0.1  # numbers, and not all the same
     assert made["predicted"] == pytest.approx(made["measured"], rel=0.15), made
