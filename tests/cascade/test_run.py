@@ -300,7 +300,7 @@ def test_conflicts_of_all_images_are_refused_before_the_first(tmp_path: Path) ->
     ]
     with pytest.raises(RequestError, match=r"2\.tif\.run is left"):
         run(plans, events.append)
-    with pytest.raises(RequestError, match="two images"):
+    with pytest.raises(RequestError, match="two files"):
         run([plans[0], plans[0]], events.append)
     assert [path.name for path in tmp_path.iterdir()] == ["2.tif.run"]
     assert events == []
