@@ -98,8 +98,11 @@ def assert_same_picture(path: Path, wanted: Any) -> None:
     assert made.std() > 20  # a picture, not a grey sheet
 
 
-@pytest.mark.parametrize("guide", GUIDES)
-@pytest.mark.parametrize("family", FOLDERS)
+# 2.1 is built as 1.5 is, but for its prediction and its width.
+CASES = [(f, g) for f in FOLDERS for g in GUIDES if f != "sd21" or g in ("linear", "all")]
+
+
+@pytest.mark.parametrize(("family", "guide"), CASES)
 def test_a_picture_is_that_of_plain_diffusers(
     hires: Callable[..., Any], root: Path, family: str, guide: str
 ) -> None:

@@ -100,7 +100,7 @@ def test_left_run_of_another_recipe(hires: Callable) -> None:
     assert not left.exists()
 
 
-LASTING = ("-p", "sea", "--size", 128, "--steps", 40, "--json")
+LASTING = ("-p", "sea", "--size", 128, "--steps", 20, "--json")
 TOKEN = "hf_SeCrEtSeCrEtSeCrEtSeCrEtSeCrEtSeCrEt"
 
 
@@ -113,20 +113,17 @@ def until(process: subprocess.Popen[bytes], event: str, **said: object) -> None:
     raise AssertionError(process.communicate(timeout=60))
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
-)
 def test_interrupted_leaves_no_half_file_and_goes_on(
-    hires_process: Callable, tmp_path: Path, number: int, code: int
+    hires_process: Callable, tmp_path: Path
 ) -> None:
     """The command that is shown goes on to the bytes of an undisturbed run."""
     environment = {**os.environ, "HF_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
     words = ("generate", *LASTING, "-o", "a picture.tif")
     process = hires_process(*words, cwd=tmp_path, env=environment)
     until(process, "step_done", step=3)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == 143
     assert b"Traceback" not in err
     assert not (tmp_path / "a picture.tif").exists()
     assert not list(tmp_path.glob("*.partial"))

@@ -278,7 +278,7 @@ def test_clean_asks_on_a_terminal(tmp_path: Path, answer: str, stays: bool) -> N
 @pytest.mark.slow
 def test_the_command_shown_goes_on(hires_process: Callable, tmp_path: Path) -> None:
     """Of a run with choices on its command line, down to the same bytes."""
-    words = ("-p", "sea", "--size", 128, "--steps", 30, "--memory", "2GB", "--no-metadata")
+    words = ("-p", "sea", "--size", 128, "--steps", 12, "--memory", "2GB", "--no-metadata")
     process = hires_process("generate", *words, "--json", "-o", "a.tif", cwd=tmp_path)
     while b"step_done" not in process.stdout.readline():
         assert process.poll() is None

@@ -72,7 +72,7 @@ def test_arithmetic_is_what_torch_counts(size: tuple[int, int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_reset(), reason="needs a peak that can be reset")
-@pytest.mark.parametrize("size", [(32, 32), (96, 96), (150, 100)], ids=str)
+@pytest.mark.parametrize("size", [(32, 32), (120, 80)], ids=str)
 def test_it_takes_what_is_planned(size: tuple[int, int]) -> None:
     """Blocks are mapped by themselves, as those of tiles of real models are for their size."""
     done = subprocess.run(

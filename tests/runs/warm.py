@@ -1,6 +1,6 @@
 """A process that has everything imported, and forks runs which it kills.
 
-    python warm.py FOLDER KILLS
+    python warm.py FOLDER KILLS PHASE...
 
 Prints a JSON line for each phase: how often a run was killed in it, and whether the output had
 the undisturbed run's SHA-256. Runs compute with one thread: those of OpenMP do not outlive a fork.
@@ -100,13 +100,14 @@ def kill_in(output: Path, phase: str, count: int, delay: float) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def main(folder: Path, kills: int) -> None:
+def main(folder: Path, kills: int, phases: list[str]) -> None:
     torch.set_num_threads(1)
     assert cascade_run is not None  # imported before the first fork
-    journal._LEAST_SECONDS, journal._SHARE = 0.0, 1e9  # snapshots after every band
+    journal._LEAST_SECONDS, journal._SHARE = 0.05, 1e9  # many snapshots
     moments = random.Random(7)
     wanted = finish(folder / "undisturbed.tif")
-    for phase, (_, _, most) in PHASES.items():
+    for phase in phases:
+        _, _, most = PHASES[phase]
         killed, outputs = 0, [folder / f"{phase}-0.tif"]
         for _ in range(5 * kills):
             if killed == kills:
@@ -120,4 +121,4 @@ def main(folder: Path, kills: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
