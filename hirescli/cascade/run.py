@@ -119,8 +119,8 @@ class Runner:
             RequestError: If a file that the request names cannot be used; a new run directory is
                 not left then.
             BusyError: If another process works on the output.
-            RunError: If the disk is full, weights fail, or
-                a file of the output's name appeared during the run without leave to replace it.
+            RunError: If the disk is full, weights fail, or a file of the output's name appeared
+                during the run without leave to replace it.
         """
         validated, tell = self._plans[validated.output], self._tell
         threads = validated.plan.recipe.threads

@@ -26,6 +26,12 @@ def partial_path(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
+def partial_part(output: Path, part: Path) -> Path:
+    """Where a part of an output lies before it gets its name."""
+    partial = partial_path(output)
+    return partial / part.name if partial.is_dir() else partial
+
+
 def settle(partial: Path) -> int:
     """Bring what was written to the disk; returns its bytes."""
     total_bytes = 0

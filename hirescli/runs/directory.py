@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +19,7 @@ from hirescli.digest import digest
 from hirescli.disk import WRITING_SUFFIX, write_atomically
 from hirescli.errors import BusyError, ConfigError, HiresError, RequestError, RunError
 from hirescli.output.metadata import inspect
-from hirescli.output.places import discard, name, partial_path
+from hirescli.output.places import discard, name, partial_part, partial_path
 from hirescli.planning.formats import parts
 from hirescli.recipe import CONSEQUENCES, Recipe, read_recipe_file
 from hirescli.runs.journal import JOURNAL, SUFFIXES, Journal
@@ -122,12 +121,20 @@ class RunDirectory:
 
     def names_next(self, outputs: Sequence[Path], overwrite: bool) -> None:
         """All files are whole: see `complete_naming`."""
-        said = {"outputs": [str(path.absolute()) for path in outputs], "overwrite": overwrite}
+        files = {
+            str(output.absolute()): {
+                str(part.absolute()): _identity_of(partial_part(output, part))
+                for part in parts(output)
+            }
+            for output in outputs
+        }
+        said = {"files": files, "overwrite": overwrite}
         write_atomically(self.path / _NAMING, json.dumps(said))
 
     def finish(self) -> None:
         """The output stands: remove what the run made, unless it shall be kept."""
         if (self.path / _KEPT).exists():
+            (self.path / _NAMING).unlink(missing_ok=True)
             self.release()
         else:
             self.remove()
@@ -236,20 +243,31 @@ def complete_naming(output: Path, recipe: Recipe) -> bool:
     path = run_path(output)
     try:
         said = json.loads((path / _NAMING).read_text(encoding="utf-8"))
-        left, overwrite = [Path(each) for each in said["outputs"]], bool(said["overwrite"])
+        files, overwrite = dict(said["files"]), bool(said["overwrite"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    if left[-1:] != [output.absolute()] or _differing_keys(path / RECIPE, recipe):
+    if [*files][-1:] != [str(output.absolute())] or _differing_keys(path / RECIPE, recipe):
         return False
     lock = _locked(path, output)
     try:
-        for each in left:
+        for each in map(Path, files):
             name(partial_path(each), each, path, overwrite=overwrite)
     except OSError as error:
         raise RunError(f"cannot name {output}: {error.strerror or error}") from error
     finally:
         lock.release()
-    return all(os.path.lexists(part) for each in left for part in parts(each))
+    # A file of somebody else may have come in the place of one that was never named.
+    made = [item for each in files.values() for item in each.items()]
+    return all(_identity_of(Path(part)) == identity for part, identity in made)
+
+
+def _identity_of(path: Path) -> list[int]:
+    """Tells a file from others that have its name later, and stays when it is renamed."""
+    try:
+        facts = path.lstat()
+    except OSError:
+        return []
+    return [facts.st_ino] if path.is_dir() else [facts.st_ino, facts.st_size, facts.st_mtime_ns]
 
 
 def clear_finished(output: Path, recipe: Recipe) -> None:

@@ -186,6 +186,20 @@ def test_what_is_whole_is_only_named(
     assert files[0] == files[1]
 
 
+def test_a_file_that_came_in_the_way_is_not_taken_for_ours(tmp_path: Path) -> None:
+    output, choices = tmp_path / "out.png", recipe(size=64, metadata=False)
+
+    def appear(event: Event) -> None:
+        if isinstance(event, Finalising):
+            output.write_text("of somebody else")
+
+    with pytest.raises(RunError, match="appeared"):
+        hirescli.generate(choices, output, listener=appear)
+    with pytest.raises(RequestError, match="exists"):
+        hirescli.generate(choices, output)
+    assert output.read_text() == "of somebody else"
+
+
 def test_another_recipe_is_refused_with_both_values(tmp_path: Path) -> None:
     ended(tmp_path / "out.tif", StepDone, 0)
     with pytest.raises(RequestError, match=r"seed \(3, now 4\)"):
