@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
 
+from hirescli.attention.clear_geometry import check_whole
+from hirescli.attention.clear_mount import ClearAdapter, check_mountable, mounted
+from hirescli.attention.clear_mount import mount as mount_clear
+from hirescli.attention.clear_weights import find_weights, load_weights
 from hirescli.attention.linfusion import (
     LinearAttention,
     LinFusionAdapter,
@@ -51,65 +54,139 @@ BASES = (
 )
 
 
+@overload
 def linearize(
-    component: Any, method: str = "linfusion", *, weights: str | Path | None = None
-) -> LinFusionAdapter:
-    """Put linear attention in place of a model's self-attention.
+    component: Any, method: Literal["linfusion"] = "linfusion", *,
+    weights: str | Path | None = None,
+) -> LinFusionAdapter: ...  # fmt: skip
+
+
+@overload
+def linearize(
+    component: Any, method: Literal["clear"], *,
+    weights: str | Path | None = None, window: int | None = None, down_factor: int | None = None,
+) -> ClearAdapter: ...  # fmt: skip
+
+
+def linearize(
+    component: Any,
+    method: str = "linfusion",
+    *,
+    weights: str | Path | None = None,
+    window: int | None = None,
+    down_factor: int | None = None,
+) -> LinFusionAdapter | ClearAdapter:
+    """Put attention whose time is linear in the pixels in place of a model's own.
 
     All modules are replaced or, if anything is wrong, none. They run in dtype and on the device
     of those that they replace.
 
     Args:
-        component: A diffusers pipeline with a `unet`, or a `UNet2DConditionModel`.
-        method: "linfusion".
-        weights: A folder in the published format, or the id of a repository on the hub. None:
-            the published adapter of the base model, known by its attention layers.
+        component: A diffusers pipeline, or its UNet or transformer.
+        method: "linfusion": for the self-attention of a `UNet2DConditionModel`. "clear": for all
+            attention of a `FluxTransformer2DModel` or `SD3Transformer2DModel`.
+        weights: Of "linfusion", a folder in the published format or the id of a repository on
+            the hub; of "clear", a file, a name such as "clear-16", the id of a repository, or
+            "own" for those of the transformer itself. None: as published for the base model,
+            which is known by its layers.
+        window: Of "clear", in tokens; None: as the weights say, else 16.
+        down_factor: Of "clear", the side of squares of tokens that are pooled; None: as the
+            weights say, else 1, without pooled tokens.
 
     Returns:
-        The adapter, whose modules now sit in the model; its `save_pretrained(folder)` writes
-        them in the published format.
+        What now sits in the model: a `LinFusionAdapter`, whose `save_pretrained(folder)` writes
+        the published format, or a `ClearAdapter`, which takes settings between calls.
 
     Raises:
         RequestError: If there is no such method; if the model is linearised, streamed or
-            offloaded already, or has LoRA layers on its self-attention; if the adapter cannot
-            be found or read, or was made for another model.
+            offloaded already, or a LoRA would be lost; if the weights cannot be found or read,
+            or were made for another model or other settings.
     """
-    if method not in METHODS:
-        names = ", ".join(f'"{name}"' for name in METHODS)
-        raise RequestError(f'there is no linear attention "{method}"; there is {names}')
-    return METHODS[method](_denoiser(component), weights)
+    if method == "linfusion":
+        if window is not None or down_factor is not None:
+            raise RequestError('LinFusion has no window and no down factor; "clear" has')
+        return _linfusion(_denoiser(component, "unet"), weights)
+    if method == "clear":
+        return _clear(_denoiser(component, "transformer"), weights, window, down_factor)
+    raise RequestError(f'there is no linear attention "{method}"; there is "linfusion", "clear"')
 
 
 def unlinearize(component: Any) -> None:
-    """Put back the self-attentions that `linearize` replaced: the same modules, untouched.
+    """Put back what `linearize` replaced: the same modules and weights, untouched.
 
     A model that is not linearised stays as it is.
 
     Args:
-        component: What was given to `linearize`, or its `unet`.
+        component: What was given to `linearize`, or its `unet` or `transformer`.
 
     Raises:
-        RequestError: If it has no UNet, is streamed, or has LoRA layers on its linear attention.
+        RequestError: If it has neither, is streamed, or has a LoRA that would be lost.
     """
-    unet = _denoiser(component)
-    for name, module in unet.named_modules():
-        if isinstance(module, LinearAttention):
-            _refuse_lora(name, module)
-    unmount(unet)
+    for denoiser in _denoisers(component):
+        adapter = mounted(denoiser)
+        if adapter is not None:
+            adapter.unmount()
+        for name, module in denoiser.named_modules():
+            if isinstance(module, LinearAttention):
+                _refuse_lora(name, module)
+        unmount(denoiser)
 
 
-def _denoiser(component: Any) -> nn.Module:
-    unet = component if isinstance(component, nn.Module) else getattr(component, "unet", None)
-    if not isinstance(unet, nn.Module):
+_WHOSE = {
+    "unet": "no UNet; LinFusion replaces the self-attention of UNets such as those of SD 1.5, "
+    "SD 2.1 and SDXL",
+    "transformer": "no transformer; CLEAR replaces the attention of those of FLUX and SD3",
+}
+
+
+def _denoiser(component: Any, part: str) -> nn.Module:
+    module = component if isinstance(component, nn.Module) else getattr(component, part, None)
+    if not isinstance(module, nn.Module):
+        raise RequestError(f"{type(component).__name__} has {_WHOSE[part]}")
+    return _unstreamed(module)
+
+
+def _denoisers(component: Any) -> list[nn.Module]:
+    """The UNet, the transformer, or both."""
+    if isinstance(component, nn.Module):
+        return [_unstreamed(component)]
+    found = [getattr(component, part, None) for part in _WHOSE]
+    modules = [_unstreamed(module) for module in found if isinstance(module, nn.Module)]
+    if not modules:
+        raise RequestError(f"{type(component).__name__} has neither UNet nor transformer")
+    return modules
+
+
+def _unstreamed(module: nn.Module) -> nn.Module:
+    if isinstance(getattr(module, "forward", None), StreamedCall):
         raise RequestError(
-            f"{type(component).__name__} has no UNet; LinFusion replaces the self-attention of "
-            "UNets such as those of SD 1.5, SD 2.1 and SDXL"
+            f"{type(module).__name__} is streamed; linearise it before hirescli.stream, not inside"
         )
-    if isinstance(getattr(unet, "forward", None), StreamedCall):
-        raise RequestError(
-            f"{type(unet).__name__} is streamed; linearise it before hirescli.stream, not inside"
-        )
-    return unet
+    return module
+
+
+# CLEAR
+
+
+def _clear(
+    transformer: nn.Module,
+    weights: str | Path | None,
+    window: int | None,
+    down_factor: int | None,
+) -> ClearAdapter:
+    for number, name in ((window, "window"), (down_factor, "down factor")):
+        if number is not None:
+            check_whole(number, name)
+    check_mountable(transformer)
+    file, variant = find_weights(transformer, weights, window, down_factor)
+    adapter = mount_clear(transformer, window=variant.window, down_factor=variant.down_factor)
+    try:
+        if file is not None:
+            load_weights(adapter, file)
+    except BaseException:
+        adapter.unmount()
+        raise
+    return adapter
 
 
 # LinFusion
@@ -183,8 +260,3 @@ def _published(unet: nn.Module) -> str | Path:
             "name one that was made for it with weights=..."
         ) from None
     return WEIGHTS / "linfusion"
-
-
-METHODS: dict[str, Callable[[nn.Module, str | Path | None], LinFusionAdapter]] = {
-    "linfusion": _linfusion
-}

@@ -243,10 +243,14 @@ def test_the_built_in_model_finds_its_own() -> None:
     from hirescli.models.registry import find_card
 
     model = load(find_card("builtin"), dtype="float32")
-    mounted = {key: value.clone() for key, value in model.unet.state_dict().items()}
-    hirescli.unlinearize(model)
+    with model.attending("linear"):
+        mounted = {key: value.clone() for key, value in model.unet.state_dict().items()}
     hirescli.linearize(model)
-    assert all(torch.equal(value, mounted[key]) for key, value in model.unet.state_dict().items())
+    made = model.unet.state_dict()
+    assert made.keys() == mounted.keys()
+    assert all(torch.equal(value, mounted[key]) for key, value in made.items())
+    hirescli.unlinearize(model)
+    assert model.unet.state_dict().keys() != mounted.keys()
 
 
 def test_an_unknown_base_needs_a_name() -> None:
