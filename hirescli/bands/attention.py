@@ -78,13 +78,14 @@ def _self_attention(
 
     tokens_px = query.shape[2] / (query.grid.rows * query.grid.width)
     return record_local(
-        None, (query, _gather(key), _gather(value)), {},
+        None, (query, gather(key), gather(value)), {},
         name="attention", shape=meta.shape, dtype=meta.dtype, grid=query.grid, kernel=kernel,
         anchor=True, px_key_flops=4.0 * query.shape[1] * query.shape[3] * tokens_px,
     )  # fmt: skip
 
 
-def _gather(x: Node) -> Node:
+def gather(x: Node) -> Node:
+    """All rows of a value, for attention."""
     return Node(
         kind="gather", name="gather", parents=(x,), shape=x.shape, dtype=x.dtype,
         device=x.device, module=module_path(),
@@ -134,7 +135,7 @@ def merged(query: Tensor, pairs: Any, scale: float | None) -> Tensor:
         if len(pending) == 1 and total is None:
             continue
         for k, v in pending:
-            total, log_total = _merge(total, log_total, *_part(query, k, v, scale))
+            total, log_total = merge_parts(total, log_total, *part_of(query, k, v, scale))
         pending.clear()
     if total is None:  # one band holds all keys
         ((k, v),) = pending
@@ -142,9 +143,10 @@ def merged(query: Tensor, pairs: Any, scale: float | None) -> Tensor:
     return total.to(query.dtype)
 
 
-def _merge(
+def merge_parts(
     total: Tensor | None, log_total: Tensor | None, part: Tensor, log_part: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Attention to two sets of keys, each with the log-sum-exp of its scores, as one to both."""
     if total is None or log_total is None:
         return part.float(), log_part
     log_sum = torch.logaddexp(log_total, log_part)
@@ -152,7 +154,9 @@ def _merge(
     return torch.lerp(total, part.float(), weight), log_sum
 
 
-def _part(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+def part_of(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None
+) -> tuple[Tensor, Tensor]:
     """Attention to one band of keys, and the log-sum-exp of its scores, (1, H, N) float32."""
     if query.device.type == "cpu":
         made, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

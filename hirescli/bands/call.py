@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from hirescli.bands.attention import pooling_keys
-from hirescli.bands.engine import Engine, banded_tensor, no_collection
+from hirescli.bands.engine import Engine, no_collection
+from hirescli.bands.positions import positions_by_rows
 from hirescli.bands.resting import WeightsFollow
+from hirescli.bands.samples import samples_of
 from hirescli.bands.tensor import BandedTensor, naming_modules
 from hirescli.errors import RequestError
-
-_IMAGES = ("controlnet_cond",)  # arguments with rows beside the first
 
 
 def _enter_nothing(engine: Engine, device: torch.device) -> None:
@@ -58,18 +57,13 @@ class StreamedCall:
         Raises:
             RequestError: If it cannot be computed in bands.
         """
-        sample = args[0] if args else next(iter(kwargs.values()), None)
-        if not isinstance(sample, Tensor) or sample.ndim != 4:
-            raise RequestError(f"{self._title} was not given an image (B, C, H, W) to stream")
-        device = sample.device
+        device, samples = samples_of(self.forward, args, kwargs, self._title)
         if device.type != "meta" and torch.is_autocast_enabled(device.type):
             raise RequestError(
                 f"{self._title} is called under autocast, whose dtypes bands cannot follow; load "
                 "the model in the dtype it shall run in"
             )
         self.enter(self.engine, device)
-        batch, height = sample.shape[0], sample.shape[2]
-        samples = [_Sample(b, batch, height).arguments(args, kwargs) for b in range(batch)]
         with torch.no_grad(), pooling_keys(self.pools), no_collection(), self._named():
             results = [self._sample(device, *own) for own in samples]
         return _joined(results)
@@ -92,7 +86,11 @@ class StreamedCall:
     ) -> tuple[list[Any], TreeSpec]:
         """The leaves of what one sample gives, and how they hang together."""
         follow = WeightsFollow(device) if self.engine.loads_weights else nullcontext()
-        with naming_modules(self.module, self.name), follow:
+        with (
+            naming_modules(self.module, self.name),
+            follow,
+            positions_by_rows(self.module, args, kwargs),
+        ):
             made = self.forward(*args, **kwargs)
         leaves, spec = tree_flatten(made, is_leaf=lambda x: isinstance(x, BandedTensor))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, BandedTensor)]
@@ -113,40 +111,6 @@ def replaced_forward(module: nn.Module, call: StreamedCall) -> Iterator[None]:
             del module.forward
         else:
             module.forward = before
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """Cuts one sample out of the arguments of a batch."""
-
-    index: int
-    batch: int
-    height: int
-
-    def arguments(
-        self, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> tuple[list[Any], dict[str, Any]]:
-        own = [self._cut(value, image=i == 0) for i, value in enumerate(args)]
-        named = {
-            key: self._cut(value, image=(not args and i == 0) or key in _IMAGES)
-            for i, (key, value) in enumerate(kwargs.items())
-        }
-        return own, named
-
-    def _cut(self, value: Any, image: bool = False) -> Any:
-        if isinstance(value, BandedTensor):
-            return BandedTensor.of([value.nodes[self.index]])
-        if isinstance(value, Tensor):
-            if self.batch > 1 and value.ndim > 0 and value.shape[0] == self.batch:
-                value = value[self.index : self.index + 1]
-            if not image:
-                return value
-            return banded_tensor(value, level=Fraction(value.shape[2], self.height))
-        if isinstance(value, dict):
-            return {key: self._cut(each) for key, each in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(self._cut(each) for each in value)
-        return value
 
 
 def _joined(results: Sequence[tuple[list[Any], TreeSpec]]) -> Any:

@@ -45,9 +45,29 @@ def banded(
         level: Its rows for each row of the component's input.
     """
     grid = Grid(shape[2], shape[3], Fraction(level), 2)
+    return banded_input(shape, source, dtype=dtype, device=torch.device(device), grid=grid)
+
+
+def banded_input(
+    shape: Sequence[int],
+    source: Callable[[int, int], Tensor],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    grid: Grid,
+) -> BandedTensor:
+    """One sample of any shape that stands outside the engine.
+
+    Args:
+        shape: Of the whole.
+        source: Gives rows lo to hi, any number of times.
+        dtype: Of its numbers.
+        device: Where they are computed with.
+        grid: Where its rows are.
+    """
     node = Node(
         kind="input", name="input", parents=(), shape=torch.Size(shape), dtype=dtype,
-        device=torch.device(device), grid=grid, source=source, module="input",
+        device=device, grid=grid, source=source, module="input",
     )  # fmt: skip
     return BandedTensor.of([node])
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hirescli.bands.graph import Graph
-from hirescli.bands.heap import HEAP_BYTES, REUSED_BYTES, HeapGuard, steady_heap
+from hirescli.bands.heap import HEAP_BYTES, REUSED_BYTES, HeapGuard, steady_heap, trim
 from hirescli.bands.snapshot import Resumable, StaleError, Tree, state_of_tree, tree_of_state
 from hirescli.bands.stores import Kept, Ledger, cut, new_value
 from hirescli.bands.tensor import OUTSIDE, Node, Span
@@ -75,6 +75,8 @@ class Execution:
             RunError: If memory does not suffice for one row, or the disk is full.
         """
         steady_heap()
+        if self.schedule.standing_bytes > HEAP_BYTES:  # what made it while recording lies free
+            trim()
         self._standing_bytes = self.counted_bytes
         self._heap = HeapGuard(self._standing_bytes)
         self.graph.check(self.schedule.ops)
@@ -84,7 +86,11 @@ class Execution:
             for number, each in enumerate(self.schedule.passes, start=1):
                 if number < first:
                     continue
-                _PassRun(self, each, number).run(begun if number == first else None)
+                before = begun if number == first else None
+                if before is None:  # else what it prepares is among what was read
+                    self._prepare(each)
+                _PassRun(self, each, number).run(before)
+                self._forget_states(each.states.forgets)
                 self._free(each, number)
                 self._weights.leave()
                 self.listener(PassDone(self.call, number, total))
@@ -170,7 +176,8 @@ class Execution:
     def give_back_for(self, step: Step) -> None:
         """Give free memory back that, with what a step makes, would exceed the planned peak."""
         op, schedule = self.schedule.ops[step.op], self.schedule
-        made_bytes = (step.hi - step.lo) * op.row_bytes + op.scratch_bytes
+        rows = step.hi - step.lo
+        made_bytes = rows * op.row_bytes + op.scratch(rows)
         peak_bytes = self._standing_bytes + schedule.peak_bytes[schedule.stores[0].name]
         self._heap.check(peak_bytes - made_bytes)
 
@@ -179,13 +186,21 @@ class Execution:
         """Of values in stores, where bands on a CPU are."""
         return self.ledger.now.get("host", 0) + self.ledger.now.get("device", 0)
 
+    def _prepare(self, each: Pass) -> None:
+        """Compute what has no rows before the bands of a pass."""
+        for prepared in each.states.prepares:
+            node = self._node(prepared.op)
+            assert node.kernel is not None
+            parents = [self.value(i) for i in self.schedule.ops[prepared.op].op.inputs]
+            self._values[prepared.op] = node.kernel(parents, Span(0, 0, bring=self.bring))
+            self._forget_states(prepared.frees)
+
+    def _forget_states(self, ops: Sequence[int]) -> None:
+        for op in ops:
+            del self._values[op]
+
     def value(self, op: int) -> Tensor:
         """The value of a reduction, or of what is computed from reductions alone."""
-        if op not in self._values:
-            node = self._node(op)
-            assert node.kernel is not None, "a reduction is finished by its pass"
-            parents = [self.value(i) for i in self.schedule.ops[op].op.inputs]
-            self._values[op] = node.kernel(parents, Span(0, 0, bring=self.bring))
         return self._values[op]
 
     def finish(self, op: int, value: Tensor, number: int) -> None:
@@ -365,7 +380,7 @@ class _PassRun:
         """What this pass takes less than the one that takes the most: it may lie free."""
         schedule = self.execution.schedule
         peak = schedule.peak_bytes[schedule.stores[0].name]
-        return peak - schedule.state_bytes - self.each.stored_bytes[0] - self.each.work_bytes
+        return peak - schedule.standing_bytes - self.each.first_store_bytes
 
     def _reused_bytes(self) -> int:
         """What a band leaves free for the next, which is alike: not the large blocks of calls."""
@@ -386,8 +401,7 @@ class _PassRun:
             if step.op in self.each.loads:
                 fresh[step.op] = self._load(step)
             elif node.reduction is not None:
-                bands = [self._read(r, fresh) for r in step.reads if r is not None]
-                partials[step.op] = node.reduction.partial(bands)
+                partials[step.op] = node.reduction.partial(self._folded(step, fresh))
             else:
                 made = self._compute(step, node, fresh)
                 fresh[step.op] = [(step.lo, step.hi, made)]
@@ -416,6 +430,15 @@ class _PassRun:
                 arguments.append(self.execution.value(self._index(step, len(arguments))))
         span = Span(step.lo, step.hi, first, native, self.execution.bring)
         return node.kernel(arguments, span)
+
+    def _folded(self, step: Step, fresh: Mapping[int, list[Piece]]) -> list[Tensor]:
+        """What a reduction reads of a band: rows, and whole values."""
+        return [
+            self.execution.value(self._index(step, place))
+            if read is None
+            else self._read(read, fresh)
+            for place, read in enumerate(step.reads)
+        ]
 
     def _index(self, step: Step, place: int) -> int:
         return self.execution.schedule.ops[step.op].op.inputs[place]

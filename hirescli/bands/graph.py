@@ -72,15 +72,17 @@ class _Weights:
     """Names and sizes of the weights, and of other whole tensors, that operations read."""
 
     def __init__(self, names: dict[int, str]) -> None:
-        self._names = dict(names)
+        self._names: dict[object, str] = {key: name for key, name in names.items()}  # noqa: C416
         self._constants = 0
         self.bytes: dict[str, int] = {}
 
     def name(self, tensor: Tensor) -> str:
         name = self._names.get(id(tensor))
         if name is None:  # was computed before any rows were, such as the keys of a text
-            name = self._names[id(tensor)] = f"{CONSTANT}{self._constants}"
-            self._constants += 1
+            # Views of the same numbers take memory once.
+            same = tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel()
+            name = self._names.setdefault(same, f"{CONSTANT}{self._constants}")
+            self._constants += name == f"{CONSTANT}{self._constants}"
         self.bytes[name] = tensor.numel() * tensor.element_size()
         return name
 
@@ -122,4 +124,6 @@ def _op(node: Node, index: dict[int, int], weights: _Weights) -> Op:
         anchor=node.anchor,
         weights=tuple(weights.name(tensor) for tensor in node.weights),
         module=node.module,
+        scratch_bytes=node.scratch_bytes,
+        px_scratch_bytes=node.px_scratch_bytes,
     )

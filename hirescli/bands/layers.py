@@ -120,11 +120,20 @@ def rms_norm(
 ) -> Node:  # fmt: skip
     """Normalises the last dimensions, which must not hold the rows."""
     _last_dims("rms_norm", x, normalized_shape)
+    px = 1 if x.grid is None else x.grid.rows * x.grid.width
+    scratch = _RMS_BYTES * x.shape.numel() / px if x.dtype.itemsize < _FLOAT_BYTES else 0.0
     return record_local(
         F.rms_norm, (x, list(normalized_shape), weight, eps), {},
         name="rms_norm", shape=x.shape, dtype=x.dtype, grid=x.grid,
         weights=() if weight is None else (weight,),
+        scratch_bytes=int(scratch) if x.grid is None else 0,
+        px_scratch_bytes=0.0 if x.grid is None else scratch,
     )  # fmt: skip
+
+
+_FLOAT_BYTES = 4
+# Of each number: torch normalises half precision in float32, in three steps.
+_RMS_BYTES = 12
 
 
 def _last_dims(name: str, x: Node, normalized_shape: Sequence[int]) -> None:

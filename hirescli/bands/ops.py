@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 # Imported for the handlers that they register.
-from hirescli.bands import attention, elementwise, layers, sums, views  # noqa: F401
+from hirescli.bands import (  # noqa: F401
+    attention,
+    elementwise,
+    joint_attention,
+    layers,
+    sums,
+    views,
+)
+from hirescli.bands.joint import is_joint, record_parts
 from hirescli.bands.record import HANDLERS, name_of
 from hirescli.bands.tensor import BandedTensor, unknown
 
@@ -60,10 +68,16 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if made is not NotImplemented:
             return made
     results = [
-        HANDLERS[func](func, *_sample(args, b, samples), **_sample(kwargs, b, samples))
+        _recorded(func, _sample(args, b, samples), _sample(kwargs, b, samples))
         for b in range(samples)
     ]
     return _wrapped(results)
+
+
+def _recorded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if is_joint(args, kwargs):
+        return record_parts(func, args, kwargs)
+    return HANDLERS[func](func, *args, **kwargs)
 
 
 def _banded(values: Any) -> list[BandedTensor]:
@@ -93,8 +107,10 @@ def _sample(value: Any, index: int, samples: int) -> Any:
 def _wrapped(results: list[Any]) -> Any:
     if isinstance(results[0], (list, tuple)):
         return type(results[0])(
-            BandedTensor.of([each[i] for each in results]) for i in range(len(results[0]))
+            _wrapped([each[i] for each in results]) for i in range(len(results[0]))
         )
+    if isinstance(results[0], Tensor):  # the text of a sequence, before a picture told it anything
+        return torch.cat(results) if len(results) > 1 else results[0]
     return BandedTensor.of(results)
 
 
@@ -103,7 +119,8 @@ def _wrapped(results: list[Any]) -> Any:
 
 def _cat_samples(tensors: Sequence[Any], dim: int = 0) -> Any:
     first = next(t for t in tensors if isinstance(t, BandedTensor))
-    if dim % first.ndim or first.nodes[0].grid is None:
+    grid = first.nodes[0].grid
+    if dim % first.ndim or grid is None or grid.dim == 0:  # positions count rows there
         return NotImplemented
     if not all(isinstance(t, BandedTensor) for t in tensors):
         raise unknown("cat", "joins samples of which some are whole tensors")

@@ -32,6 +32,7 @@ _UNBOUNDED = 1 << 62
 # bands of 1 latent row at 512 px, 1.12 with 4, 1.05 with 16, 0.99 with 64 (`hires bench bands`).
 _CPU_WORK_BYTES = 384 * 10**6
 _SLICED = ("Sliced", "XFormers")
+_STREAMED = ("unet", "transformer", "controlnet", "vae")  # names in a pipeline
 
 
 @contextmanager
@@ -54,8 +55,9 @@ def stream(
     pipeline, what a ControlNet gives to the denoiser is never built as a whole.
 
     Args:
-        component: A `UNet2DConditionModel`, `ControlNetModel`, `AutoencoderKL`,
-            `AutoencoderTiny`, or a diffusers pipeline that has them.
+        component: A `UNet2DConditionModel`, `FluxTransformer2DModel`, `SD3Transformer2DModel`,
+            `ControlNetModel`, `AutoencoderKL`, `AutoencoderTiny`, or a diffusers pipeline that
+            has them.
         memory: Budget of the device, in bytes or such as "8GB"; on a CPU, of the whole process.
             None: three quarters of what is installed.
         host_memory: Budget of values that rest on the host, beside a GPU.
@@ -121,12 +123,12 @@ def _streamed_modules(component: Any) -> dict[str, nn.Module]:
         return _parts("", component)
     found: dict[str, nn.Module] = {}
     for name, part in (getattr(component, "components", None) or {}).items():
-        if isinstance(part, nn.Module) and name in ("unet", "controlnet", "vae"):
+        if isinstance(part, nn.Module) and name in _STREAMED:
             found |= _parts(name, part)
     if not found:
         raise RequestError(
             f"{type(component).__name__} has no component that runs in bands; give a UNet, "
-            "ControlNet or autoencoder of diffusers, or a pipeline with one"
+            "transformer, ControlNet or autoencoder of diffusers, or a pipeline with one"
         )
     return found
 

@@ -19,7 +19,7 @@ _T = Tensor
 
 def record_reduction(
     inputs: Node | Sequence[Node], reduction: Reduction, *, name: str, shape: torch.Size,
-    dtype: torch.dtype, px_flops: float = 0.0,
+    dtype: torch.dtype, px_flops: float = 0.0, scratch_bytes: int = 0,
 ) -> Node:  # fmt: skip
     """A node that folds all rows of its inputs."""
     parents = (inputs,) if isinstance(inputs, Node) else tuple(inputs)
@@ -32,6 +32,7 @@ def record_reduction(
         device=parents[0].device,
         reduction=reduction,
         px_flops=px_flops,
+        scratch_bytes=scratch_bytes,
         module=module_path(),
     )
 

@@ -83,7 +83,8 @@ class Node:
     """One recorded operation on one sample.
 
     Attributes:
-        kind, name, reach, width_reach, px_flops, px_key_flops, anchor: As in `trace.Op`.
+        kind, name, reach, width_reach, px_flops, px_key_flops, anchor, scratch_bytes,
+            px_scratch_bytes: As in `trace.Op`.
         parents: What it reads, in the order its kernel gets it.
         kernel: Computes a band, or, of a "resident" node, the whole.
         shape: Of the whole value.
@@ -109,6 +110,8 @@ class Node:
     px_flops: float = 0.0
     px_key_flops: float = 0.0
     anchor: bool = False
+    scratch_bytes: int = 0
+    px_scratch_bytes: float = 0.0
     reduction: Reduction | None = None
     weights: tuple[Tensor, ...] = ()
     module: str = ""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hirescli.bands.patches import patched, patches, unpatched, unpatches
 from hirescli.bands.record import flatten, handles, infer, name_of, record_local
 from hirescli.bands.tensor import Node, unknown
 from hirescli.planning.trace import Stretch, Window
@@ -31,6 +32,10 @@ def reshape(func: Any, x: Node, *args: Any, **kwargs: Any) -> Node:
             func, (x, *args), kwargs,
             name="reshape", shape=meta.shape, dtype=x.dtype, grid=None,
         )  # fmt: skip
+    if patches(x, meta.shape):
+        return patched(x, meta)
+    if unpatches(x, meta.shape):
+        return unpatched(x, meta)
     dim = _row_dim(x, meta.shape)
     if dim is None:
         raise unknown(name_of(func), f"to {tuple(meta.shape)} does not keep rows together")
@@ -112,15 +117,17 @@ def _permuted(x: Node, order: list[int]) -> Node:
 
 
 @handles(torch.cat, torch.concat)
-def cat(func: Any, tensors: Sequence[Any], dim: int = 0, **kwargs: Any) -> Node:
-    """Values side by side, along a dimension without rows."""
+def cat(func: Any, tensors: Sequence[Any], dim: int = 0, **kwargs: Any) -> Any:
+    """Values side by side, along a dimension without rows; rows only beside what has none."""
     (meta,) = infer(func, (list(tensors), dim), kwargs)
     dim %= len(meta.shape)
     grids = [t.grid for t in tensors if isinstance(t, Node) and t.grid is not None]
     grid = grids[0] if grids else None
     if grid is not None:
         if dim == grid.dim:
-            raise unknown("cat", "puts rows below rows")
+            from hirescli.bands.joint import joined  # which is made of these handlers
+
+            return joined(tensors, dim)
         if any((g.rows, g.dim) != (grid.rows, grid.dim) for g in grids):
             raise unknown("cat", f"joins rows that do not agree: {grids}")
     return record_local(
@@ -130,7 +137,7 @@ def cat(func: Any, tensors: Sequence[Any], dim: int = 0, **kwargs: Any) -> Node:
 
 
 @handles(torch.chunk, _T.chunk, torch.split, _T.split, torch.unbind, _T.unbind,
-         torch.tensor_split)  # fmt: skip
+         torch.tensor_split, torch.split_with_sizes, _T.split_with_sizes)  # fmt: skip
 def split(func: Any, x: Node, *args: Any, **kwargs: Any) -> tuple[Node, ...]:
     """Parts along a dimension without rows."""
     metas = infer(func, (x, *args), kwargs)
@@ -223,6 +230,29 @@ def expand(func: Any, x: Node, *sizes: Any, **kwargs: Any) -> Node:
         _T.repeat, (x, *factors), {},
         name=name_of(func), shape=meta.shape, dtype=x.dtype, grid=grid,
     )  # fmt: skip
+
+
+@handles(torch.repeat_interleave, _T.repeat_interleave)
+def repeat_interleave(func: Any, x: Node, repeats: int, dim: int, **kwargs: Any) -> Node:
+    """Each number several times, along a dimension without rows."""
+    (meta,) = infer(func, (x, repeats, dim), {})
+    if not isinstance(repeats, int) or (x.grid is not None and dim % len(x.shape) == x.grid.dim):
+        raise unknown("repeat_interleave", "repeats rows")
+    return record_local(
+        func, (x, repeats, dim), {},
+        name="repeat_interleave", shape=meta.shape, dtype=x.dtype, grid=x.grid,
+    )  # fmt: skip
+
+
+@handles(torch.outer, _T.outer)
+def outer(func: Any, x: Node, columns: Tensor) -> Node:
+    """Each number of rows (N,) times all of a whole tensor."""
+    if not isinstance(x, Node) or not isinstance(columns, Tensor):
+        raise unknown("outer", "of rows and rows")
+    (meta,) = infer(func, (x, columns), {})
+    return record_local(
+        func, (x, columns), {}, name="outer", shape=meta.shape, dtype=meta.dtype, grid=x.grid
+    )
 
 
 @handles(F.pad)

@@ -16,10 +16,15 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from hirescli.attention.clear_mount import mount as mount_clear
 from hirescli.attention.linfusion import LinFusionAdapter, mount
+from hirescli.models.flux_image_traces import mount_pictures
 
 Size = tuple[int, int]  # height, width
 Inputs = dict[str, Any]
@@ -133,6 +138,17 @@ def flux_autoencoder() -> AutoencoderKL:
     )
 
 
+def patched_autoencoder(channels: int) -> AutoencoderKL:
+    """The same with few channels: small transformers read patches of 2x2 latents."""
+    return autoencoder(
+        latent_channels=channels,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    )
+
+
 def tiny_autoencoder() -> AutoencoderTiny:
     """TAESD: factor 8, rectified, no norms."""
     module = AutoencoderTiny(
@@ -184,6 +200,82 @@ def masked_ip_adapter_unet() -> UNet2DConditionModel:
     return unet
 
 
+def flux_transformer(**changes: Any) -> FluxTransformer2DModel:
+    """FLUX: blocks of two streams and of one, rotary positions, guidance beside the time."""
+    config = {
+        "in_channels": 8,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": TEXT_CHANNELS,
+        "pooled_projection_dim": POOLED_CHANNELS,
+        "guidance_embeds": True,
+        "axes_dims_rope": (2, 2, 4),
+    }
+    return randomised(FluxTransformer2DModel(**(config | changes)), 7)
+
+
+def flux_controlnet() -> FluxControlNetModel:
+    """A ControlNet of `flux_transformer` with one block of each kind."""
+    return randomised(FluxControlNetModel.from_transformer(
+        flux_transformer(), num_layers=1, num_single_layers=1, attention_head_dim=8,
+        num_attention_heads=2, load_weights_from_transformer=False,
+    ), 9)  # fmt: skip
+
+
+def clear_flux(window: int = 3, down_factor: int = 1) -> FluxTransformer2DModel:
+    """FLUX with CLEAR's attention; what pools its keys is not even."""
+    module = flux_transformer()
+    _mount_clear(module, window, down_factor)
+    return module
+
+
+def prompted_flux() -> FluxTransformer2DModel:
+    """FLUX with an IP-Adapter for two pictures."""
+    module = flux_transformer()
+    mount_pictures(module, 2)
+    return randomised(module, 9)
+
+
+def clear_sd35() -> SD3Transformer2DModel:
+    """SD3.5 medium with CLEAR's attention: text behind the picture, and a picture alone."""
+    module = sd35_transformer()
+    _mount_clear(module, 2, 1)
+    return module
+
+
+def _mount_clear(module: nn.Module, window: int, down_factor: int) -> None:
+    adapter = mount_clear(module, window=window, down_factor=down_factor)
+    adapter.settings.proportional = True
+    for number, (name, weight) in enumerate(adapter.parameters().items()):
+        if name.endswith("spatial_weight"):
+            weight.data += draw(tuple(weight.shape), number) / 9
+    module.requires_grad_(False)
+
+
+def sd3_transformer(**changes: Any) -> SD3Transformer2DModel:
+    """SD3: patches of 2x2 latents on a table of positions, text behind the picture."""
+    config = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 3,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": TEXT_CHANNELS,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": POOLED_CHANNELS,
+        "pos_embed_max_size": 20,
+    }
+    return randomised(SD3Transformer2DModel(**(config | changes)), 8)
+
+
+def sd35_transformer() -> SD3Transformer2DModel:
+    """SD3.5 medium: normed queries and keys, and a second attention of the picture alone."""
+    return sd3_transformer(dual_attention_layers=(0, 1), qk_norm="rms_norm")
+
+
 def lora_unet() -> UNet2DConditionModel:
     """`sd15_unet` with LoRA layers on linear layers and convolutions."""
     from peft import LoraConfig
@@ -204,8 +296,10 @@ def _builtin() -> Any:
 
 def builtin_unet() -> UNet2DConditionModel:
     """The denoiser that the package ships, LinFusion mounted, channels last."""
-    unet: UNet2DConditionModel = _builtin().unet
-    return copy.deepcopy(unet)
+    model = copy.deepcopy(_builtin())
+    mount(model.unet, model.linfusion)
+    unet: UNet2DConditionModel = model.unet
+    return unet
 
 
 def builtin_autoencoder() -> nn.Module:
@@ -265,6 +359,66 @@ def builtin_inputs(size: Size, batch: int, seed: int) -> Inputs:
         **unet_inputs(size, batch, seed),
         "sample": picture(batch, 16, size, seed),
         "encoder_hidden_states": text,
+    }
+
+
+def places(size: Size) -> Tensor:
+    """Of FLUX's tokens (N, 3): a kind, the row and the column."""
+    made = torch.zeros(*size, 3)
+    made[..., 1] += torch.arange(size[0])[:, None]
+    made[..., 2] += torch.arange(size[1])
+    return made.flatten(0, 1)
+
+
+def tokens(batch: int, channels: int, size: Size, seed: int) -> Tensor:
+    """A picture as tokens (B, N, C)."""
+    return picture(batch, channels, size, seed).flatten(2).transpose(1, 2)
+
+
+def text_inputs(batch: int, seed: int) -> Inputs:
+    return {
+        "encoder_hidden_states": draw((batch, TEXT_TOKENS, TEXT_CHANNELS), seed + 100),
+        "pooled_projections": draw((batch, POOLED_CHANNELS), seed + 200),
+    }
+
+
+def flux_inputs(size: Size, batch: int, seed: int) -> Inputs:
+    """A size counts tokens."""
+    return {
+        "hidden_states": tokens(batch, 8, size, seed),
+        **text_inputs(batch, seed),
+        "timestep": torch.tensor([0.1 + 0.13 * b + 0.09 * seed for b in range(batch)]),
+        "img_ids": places(size),
+        "txt_ids": torch.zeros(TEXT_TOKENS, 3),
+        "guidance": torch.full((batch,), 3.5),
+    }
+
+
+def prompted_flux_inputs(size: Size, batch: int, seed: int) -> Inputs:
+    """The same with the tokens of two pictures."""
+    made = flux_inputs(size, batch, seed)
+    channels = made["encoder_hidden_states"].shape[-1]
+    tokens = [draw((batch, 1, 4, channels), seed + 20 + i) for i in range(2)]
+    return {**made, "joint_attention_kwargs": {"ip_hidden_states": tokens}}
+
+
+def controlled_flux_inputs(size: Size, batch: int, seed: int) -> Inputs:
+    """With what a ControlNet gives to blocks of both kinds."""
+    residuals = [tokens(batch, 16, size, seed + 300 + i) / 2 for i in range(2)]
+    given = {"controlnet_block_samples": residuals[:1]}
+    return {
+        **flux_inputs(size, batch, seed),
+        **given,
+        "controlnet_single_block_samples": residuals,
+    }
+
+
+def sd3_inputs(size: Size, batch: int, seed: int) -> Inputs:
+    """A size counts latents."""
+    return {
+        "hidden_states": picture(batch, 4, size, seed),
+        **text_inputs(batch, seed),
+        "timestep": torch.tensor([100.0 + 130 * b + 90 * seed for b in range(batch)]),
     }
 
 
@@ -382,6 +536,16 @@ IP_ADAPTER = Family(ip_adapter_unet, ip_adapter_inputs, call_unet)
 IP_ADAPTER_MASKS = Family(
     masked_ip_adapter_unet, masked_ip_adapter_inputs, call_unet, MASKED_SIZES, least=None
 )
+FLUX = Family(flux_transformer, flux_inputs, call_unet, ((17, 5), (8, 5), (5, 9)))
+FLUX_CONTROLLED = Family(flux_transformer, controlled_flux_inputs, call_unet, ((17, 5), (5, 9)))
+FLUX_PROMPTED = Family(prompted_flux, prompted_flux_inputs, call_unet, ((17, 5), (5, 9)))
+CLEAR = Family(clear_flux, flux_inputs, call_unet, ((17, 5), (8, 5), (5, 9)), least=(3, 3))
+CLEAR_POOLED = Family(
+    lambda: clear_flux(4, 2), flux_inputs, call_unet, ((16, 6), (8, 4), (4, 10)), least=None
+)
+CLEAR_SD35 = Family(clear_sd35, sd3_inputs, call_unet, ((34, 22), (8, 6), (10, 14)), least=(4, 4))
+SD3 = Family(sd3_transformer, sd3_inputs, call_unet, ((34, 22), (8, 6), (10, 14)), least=(2, 2))
+SD35 = Family(sd35_transformer, sd3_inputs, call_unet, ((34, 22), (8, 6), (10, 14)), least=(2, 2))
 LORA = Family(lora_unet, unet_inputs, call_unet)
 KL_ENCODE = Family(autoencoder, pixel_inputs, call_encode, PIXEL_SIZES, least=(8, 8), tallest=30)
 KL_DECODE = Family(autoencoder, latent_inputs(4), call_decode)

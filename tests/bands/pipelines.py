@@ -11,7 +11,13 @@ import models
 import torch
 from diffusers import (
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxControlNetPipeline,
+    FluxImg2ImgPipeline,
+    FluxPipeline,
     PNDMScheduler,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
@@ -22,7 +28,7 @@ from models import draw
 from torch import Tensor
 
 WIDTH, HEIGHT = 72, 104  # latents of 9 x 13
-PARTS = ("unet", "controlnet", "vae")
+PARTS = ("unet", "transformer", "controlnet", "vae")
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,12 @@ class Case:
     def pipeline(self, scheduler: type[Any] = DDIMScheduler) -> Any:
         """The pipeline, fresh; its components are the tiny ones."""
         absent = {"text_encoder": None, "tokenizer": None}
-        if issubclass(self.kind, StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline):
+        if self.kind.__name__.startswith(("Flux", "StableDiffusion3")):
+            scheduler = FlowMatchEulerDiscreteScheduler
+            absent |= {"text_encoder_2": None, "tokenizer_2": None}
+            if self.kind.__name__.startswith("StableDiffusion3"):
+                absent |= {"text_encoder_3": None, "tokenizer_3": None}
+        elif issubclass(self.kind, StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline):
             absent |= {"text_encoder_2": None, "tokenizer_2": None}
         else:
             absent |= {"safety_checker": None, "feature_extractor": None}
@@ -67,6 +78,8 @@ def _scheduler(kind: type[Any]) -> Any:
     """As the models' own configs have it; clipped samples would hide what went wrong."""
     common = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     own = {DDIMScheduler: {"clip_sample": False}, PNDMScheduler: {"skip_prk_steps": True}}
+    if kind is FlowMatchEulerDiscreteScheduler:
+        return kind(shift=3.0)
     return kind(num_train_timesteps=1000, steps_offset=1, **common, **own.get(kind, {}))
 
 
@@ -90,9 +103,34 @@ def _controlled(*seeds: int) -> Callable[[], dict[str, Any]]:
     return make
 
 
+def _flux() -> dict[str, Any]:
+    return {"transformer": models.flux_transformer(), "vae": models.patched_autoencoder(2)}
+
+
+def _controlled_flux() -> dict[str, Any]:
+    return {**_flux(), "controlnet": models.flux_controlnet()}
+
+
+def _flux_text() -> dict[str, Any]:
+    text, pooled = _text(), _pooled()
+    return {key: given[key] for given in (text, pooled) for key in given if key[0] == "p"}
+
+
+def _sd3() -> dict[str, Any]:
+    return {"transformer": models.sd35_transformer(), "vae": models.patched_autoencoder(4)}
+
+
 def _text(batch: int = 1) -> dict[str, Any]:
     shape = (batch, models.TEXT_TOKENS, models.TEXT_CHANNELS)
     return {"prompt_embeds": draw(shape, 1), "negative_prompt_embeds": draw(shape, 2)}
+
+
+def _even_sizes() -> dict[str, Any]:
+    return {"height": 112, "width": 80}
+
+
+def _even_picture() -> Tensor:
+    return (models.picture(1, 3, (112, 80), 3) / 4 + 0.5).clamp(0, 1)
 
 
 def _sizes() -> dict[str, Any]:
@@ -156,6 +194,26 @@ CASES = {
         StableDiffusionControlNetPipeline,
         _controlled(2),
         lambda: _text() | _controls() | {"control_guidance_end": 0.5},
+    ),
+    "flux": Case(FluxPipeline, _flux, lambda: _flux_text() | _even_sizes()),
+    "flux, true guidance": Case(
+        FluxPipeline, _flux, lambda: _text() | _pooled() | _even_sizes() | {"true_cfg_scale": 3.0}
+    ),
+    "flux image to image": Case(
+        FluxImg2ImgPipeline,
+        _flux,
+        lambda: _flux_text() | _even_sizes() | {"image": _even_picture(), "strength": 0.7},
+    ),
+    "flux controlnet": Case(
+        FluxControlNetPipeline,
+        _controlled_flux,
+        lambda: _flux_text() | _even_sizes() | {"control_image": _even_picture()},
+    ),
+    "sd3": Case(StableDiffusion3Pipeline, _sd3, lambda: _text() | _pooled() | _even_sizes()),
+    "sd3 image to image": Case(
+        StableDiffusion3Img2ImgPipeline,
+        _sd3,
+        lambda: _text() | _pooled() | _even_sizes() | {"image": _even_picture(), "strength": 0.7},
     ),
     "two controlnets": Case(
         StableDiffusionControlNetPipeline, _controlled(2, 3), lambda: _text() | _controls(2)

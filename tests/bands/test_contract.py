@@ -189,7 +189,7 @@ class LongContract(StreamContract):
 
     def test_faulty_call_leaves_the_context_usable(self) -> None:
         module, inputs = self.family.module(), self.inputs()
-        key = next(k for k, v in inputs.items() if isinstance(v, Tensor) and v.ndim == 4)
+        key = next(k for k, v in inputs.items() if isinstance(v, Tensor) and v.ndim >= 3)
         with torch.no_grad(), hirescli.stream(module, rows=4):
             with pytest.raises(Exception):  # noqa: B017, PT011 (whatever the plain call raises)
                 self.family.call(module, inputs | {key: inputs[key][:, :2]})
@@ -252,6 +252,38 @@ class TestIPAdapterMasks(StreamContract):
 
 class TestLora(StreamContract):
     family = models.LORA
+
+
+class TestFlux(LongContract):
+    family = models.FLUX
+
+
+class TestFluxControlled(StreamContract):
+    family = models.FLUX_CONTROLLED
+
+
+class TestFluxPrompted(StreamContract):
+    family = models.FLUX_PROMPTED
+
+
+class TestClear(LongContract):
+    family = models.CLEAR
+
+
+class TestClearPooled(StreamContract):
+    family = models.CLEAR_POOLED
+
+
+class TestClearStableDiffusion35(StreamContract):
+    family = models.CLEAR_SD35
+
+
+class TestStableDiffusion3(StreamContract):
+    family = models.SD3
+
+
+class TestStableDiffusion35(LongContract):
+    family = models.SD35
 
 
 class TestKLEncode(LongContract):
