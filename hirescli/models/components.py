@@ -1,4 +1,4 @@
-"""The modules of one Stable Diffusion model, each loaded whole or not at all."""
+"""The modules of one model, each loaded whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,11 +15,19 @@ from diffusers.loaders.single_file_utils import (
     create_diffusers_clip_model_from_ldm,
 )
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    AutoTokenizer,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5EncoderModel,
+)
 
 from hirescli.errors import RequestError
 from hirescli.models.clip_tokenizer import packaged_tokenizer
@@ -28,6 +36,11 @@ from hirescli.models.families import read_json
 if TYPE_CHECKING:
     from hirescli.models.sources import ModelSource
 
+DENOISERS: dict[str, Any] = {
+    "UNet2DConditionModel": UNet2DConditionModel,
+    "FluxTransformer2DModel": FluxTransformer2DModel,
+    "SD3Transformer2DModel": SD3Transformer2DModel,
+}
 # Numbers that old files carry and that are made anew: positions 0, 1, 2, ...
 _MADE_ANEW = ("position_ids",)
 _ORIGINALS: dict[str, tuple[Any, Callable[..., dict[str, Tensor]]]] = {
@@ -35,8 +48,24 @@ _ORIGINALS: dict[str, tuple[Any, Callable[..., dict[str, Tensor]]]] = {
     "vae": (AutoencoderKL, convert_ldm_vae_checkpoint),
 }
 _TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+_FAMILY_ENCODERS: dict[str, dict[str, Any]] = {
+    "flux": {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel},
+    "sd3": {
+        "text_encoder": CLIPTextModelWithProjection,
+        "text_encoder_2": CLIPTextModelWithProjection,
+        "text_encoder_3": T5EncoderModel,
+    },
+}
 # Without whose numbers a config would be guessed, or a module would hold no weights.
-_FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError)
+_FAULTS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    SafetensorError,
+)
 
 
 def load_folder(source: ModelSource, *, dtypes: dict[str, torch.dtype]) -> dict[str, Any]:
@@ -53,13 +82,23 @@ def load_folder(source: ModelSource, *, dtypes: dict[str, torch.dtype]) -> dict[
     made: dict[str, Any] = {}
     for name, files in source.weights:
         folder = source.path / name
-        kind = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}.get(name)
-        kind = kind or _TEXT_ENCODERS[name]
+        kind = _kind(name, folder, source.card.family)
         variant = "fp16" if files[0].endswith(".fp16.safetensors") else None
         made[name] = whole(kind, folder, dtypes[name], variant=variant)
     for name in _tokenizers(made):
         made[name] = _folder_tokenizer(source.path / name)
     return made
+
+
+def _kind(name: str, folder: Path, family: str) -> Any:
+    """The class of a component."""
+    if name == "vae":
+        return AutoencoderKL
+    if name in ("unet", "transformer"):
+        return DENOISERS[
+            read_json(folder / "config.json").get("_class_name", "UNet2DConditionModel")
+        ]
+    return _FAMILY_ENCODERS.get(family, _TEXT_ENCODERS)[name]
 
 
 def load_single(source: ModelSource, *, dtypes: dict[str, torch.dtype]) -> dict[str, Any]:
@@ -187,6 +226,9 @@ def naming(path: Path) -> Iterator[None]:
 
 def _folder_tokenizer(folder: Path) -> Any:
     names = {path.name for path in folder.glob("*")}
+    if "merges.txt" not in names and "tokenizer.json" in names:  # of T5: pieces, not pairs
+        with naming(folder):
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
     if not names >= {"vocab.json", "merges.txt"} and "tokenizer.json" not in names:
         raise RequestError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json")
     with naming(folder):

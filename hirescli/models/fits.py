@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hirescli.errors import RequestError
+from hirescli.models import transformer_fits
+from hirescli.models.flux_controls import CLASS as FLUX_CLASS
+from hirescli.models.flux_images import is_for_flux
 from hirescli.models.safetensors_check import Tensors
 from hirescli.planning.card import Card
 
@@ -58,13 +61,11 @@ def check_lora(tensors: Tensors, layers: Mapping[str, tuple[int, ...]], card: Ca
         RequestError: If it is no LoRA, of another family, or named in a way that is not read;
             names the first wrong tensor.
     """
-    path, shapes = tensors.path, tensors.shapes
-    try:
-        pairs = factor_pairs(shapes)
-    except KeyError as error:
-        raise RequestError(f"{path} is damaged: {error.args[0]} has no second factor") from error
-    if not pairs:
-        raise RequestError(f"{path} is no LoRA: it has no pairs of lora_A and lora_B, or the like")
+    path, shapes, pairs = tensors.path, tensors.shapes, _pairs(tensors)
+    if card.is_transformer:
+        transformer_fits.check_names(tensors, pairs, card)
+        transformer_fits.check_shapes(tensors, pairs, layers, card)
+        return
     for name in shapes:
         if any(mark in name for mark in _OTHERS):
             raise RequestError(_other(path, "LoRA", "FLUX or SD3", card, name))
@@ -84,6 +85,17 @@ def check_lora(tensors: Tensors, layers: Mapping[str, tuple[int, ...]], card: Ca
         raise RequestError(
             f"{path} is a LoRA for another model than `{card.name}`: it has no layer {lost}"
         )
+
+
+def _pairs(tensors: Tensors) -> list[tuple[str, str]]:
+    path = tensors.path
+    try:
+        pairs = factor_pairs(tensors.shapes)
+    except KeyError as error:
+        raise RequestError(f"{path} is damaged: {error.args[0]} has no second factor") from error
+    if not pairs:
+        raise RequestError(f"{path} is no LoRA: it has no pairs of lora_A and lora_B, or the like")
+    return pairs
 
 
 def _check_names(tensors: Tensors) -> None:
@@ -156,6 +168,8 @@ def check_controlnet(
     Raises:
         RequestError: If it is of another kind or family.
     """
+    if config.get("_class_name") == FLUX_CLASS:
+        raise RequestError(_other(where, "ControlNet", "FLUX", card, FLUX_CLASS))
     if config.get("_class_name") != "ControlNetModel":
         raise RequestError(
             f"{where} is a {config.get('_class_name')}, which this version does not run; it runs "
@@ -180,6 +194,8 @@ def check_image_adapter(tensors: Tensors, unet: Mapping[str, Any], card: Card) -
     Raises:
         RequestError: If it is none, or of another family.
     """
+    if is_for_flux(tensors):
+        raise RequestError(_other(tensors.path, "picture adapter", "FLUX", card, "to_k_ip.bias"))
     found = _first(n for n in tensors.shapes if n.startswith("ip_adapter.") and "to_k_ip" in n)
     if found is None or not any(name.startswith("image_proj.") for name in tensors.shapes):
         raise RequestError(f"{tensors.path} is no IP-Adapter: it has no ip_adapter and image_proj")

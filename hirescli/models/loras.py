@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hirescli.attention.linfusion import LinearAttention, LinFusionAdapter, mount, unmount
 from hirescli.errors import RequestError
-from hirescli.models.components import naming
+from hirescli.models.components import DENOISERS, naming
 from hirescli.models.families import read_json
 from hirescli.models.fits import check_lora, factor_pairs
 from hirescli.models.quiet import quiet_libraries
 from hirescli.models.safetensors_check import read_tensors
 from hirescli.models.text import ClipText
+from hirescli.models.transformer_fits import first_unchanged, is_converted
+from hirescli.models.transformer_text import TransformerText
 
 if TYPE_CHECKING:
     from hirescli.models.load import Model
@@ -39,9 +40,11 @@ def check_loras(source: ModelSource, paths: Iterable[Path]) -> None:
     if not headers:
         return
     assert source.configs is not None
-    with torch.device("meta"), quiet_libraries(), naming(source.configs / "unet"):
-        unet = UNet2DConditionModel.from_config(read_json(source.configs / "unet" / "config.json"))
-    layers = _linears(unet)
+    part = source.configs / source.card.denoiser_part
+    config = read_json(part / "config.json")
+    kind = DENOISERS[config.get("_class_name", "UNet2DConditionModel")]
+    with torch.device("meta"), quiet_libraries(), naming(part):
+        layers = _linears(kind.from_config(config))
     for tensors in headers:
         check_lora(tensors, layers, source.card)
 
@@ -74,23 +77,26 @@ def _linears(unet: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _apply_lora(model: Model, path: Path, scale: float) -> None:
-    assert isinstance(model.text, ClipText)
-    pipeline, unet = model.text.pipeline(unet=model.unet), model.unet
+    assert isinstance(model.text, (ClipText, TransformerText))
+    part, unet = model.card.denoiser_part, model.unet
+    pipeline = model.text.pipeline(**{part: unet})
     mounted = any(isinstance(module, LinearAttention) for module in unet.modules())
     unmount(unet)
     pipeline.load_lora_weights(
         str(path.parent), weight_name=path.name, local_files_only=True, use_safetensors=True,
         adapter_name=_NAME,
     )  # fmt: skip
-    named = {"unet": unet, **model.text.components}
+    named = {part: unet, **model.text.components}
     changed = {
         name: layers for name, module in named.items()
         if isinstance(module, nn.Module) and (layers := _lora_layers(module))
     }  # fmt: skip
-    lost = _first_lost(load_file(path), changed)
+    lost = _lost(path, changed, part)
     if lost is None:
         if model.linfusion is not None:
             _add_to_linear(unet, model.linfusion, scale)
+        if model.clear is not None:
+            _add_to_clear(unet, model.clear, scale)
         pipeline.fuse_lora(components=list(changed), lora_scale=scale, safe_fusing=True)
     pipeline.unload_lora_weights()
     for module in (unet, *(named[name] for name in changed)):
@@ -108,12 +114,20 @@ def _lora_layers(module: nn.Module) -> dict[str, Any]:
     return {name: m for name, m in module.named_modules() if isinstance(m, LoraLayer)}
 
 
+def _lost(path: Path, changed: Mapping[str, Mapping[str, Any]], part: str) -> str | None:
+    """The first factor of a file that no layer has; None if all are somewhere."""
+    pairs = factor_pairs(read_tensors(path).shapes)
+    if part == "transformer" and is_converted(pairs):
+        return first_unchanged(pairs, changed.get(part, {}), changed.get("text_encoder", {}))
+    return _first_lost(load_file(path), changed)
+
+
 def _first_lost(
     tensors: Mapping[str, Tensor], changed: Mapping[str, Mapping[str, Any]]
 ) -> str | None:
-    """The first factor of a file that no layer has; None if all are somewhere.
+    """The same of a file whose numbers are those of the layers.
 
-    By their numbers, since diffusers renames them in many ways. Rounded to bfloat16, which is
+    By these numbers, since diffusers renames them in many ways. Rounded to bfloat16, which is
     what they can have been rounded to.
     """
     there = Counter(
@@ -146,3 +160,13 @@ def _add_to_linear(unet: nn.Module, adapter: LinFusionAdapter, scale: float) -> 
                 assert isinstance(weight, Tensor)
                 change = layer.get_delta_weight(_NAME).float() * scale
                 weight.copy_(weight.float() + change.to(weight.device))
+
+
+@torch.no_grad()
+def _add_to_clear(transformer: nn.Module, weights: dict[str, Tensor], scale: float) -> None:
+    """Add to CLEAR's projections what a LoRA adds to those that they stand in for."""
+    layers = _lora_layers(transformer)
+    for name, weight in weights.items():
+        layer = layers.get(name.removesuffix(".weight"))
+        if layer is not None:
+            weight.copy_(weight.float() + layer.get_delta_weight(_NAME).float() * scale)

@@ -6,14 +6,20 @@ Local ones are known by a digest as local models are, those of the hub by their 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hirescli.attention.clear_published import REPOSITORY as CLEAR_REPOSITORY
+from hirescli.attention.clear_published import listed, published
 from hirescli.errors import RequestError
 from hirescli.models import hub
+from hirescli.models.clear_files import check_published
 from hirescli.models.families import UNET_DEFAULTS, read_json
 from hirescli.models.fits import check_controlnet, check_image_adapter
+from hirescli.models.flux_controls import CLASS as FLUX_CLASS
+from hirescli.models.flux_controls import flux_layout
+from hirescli.models.flux_images import check_flux_images
 from hirescli.models.safetensors_check import Tensors, read_tensors
 from hirescli.models.sources import ADAPTER_WEIGHTS, ModelSource, local_revision
 from hirescli.planning.card import Card
@@ -31,12 +37,14 @@ class PluginSource:
         weights: All its weights.
         revision: Of the hub its commit, else a digest "local-...".
         hub_id: On the hub; None: it is local.
+        encoder: Folder of an IP-Adapter's image encoder.
     """
 
     path: Path
     weights: tuple[Path, ...]
     revision: str
     hub_id: str | None = None
+    encoder: Path | None = None
 
     def check(self) -> None:
         """Check headers before a library sees a file, and hashes where they are known.
@@ -46,8 +54,7 @@ class PluginSource:
         """
         for path in self.weights:
             read_tensors(path)
-        if self.hub_id is not None:
-            hub.verify(self.weights)
+        hub.verify(self.weights)  # of those that the hub's cache names by one
 
 
 # ControlNets
@@ -66,18 +73,70 @@ def find_controlnet(kind: str, revision: str | None = None, *, model: ModelSourc
         RequestError: If it is missing, damaged, or made for another family.
         RunError: If a download fails.
     """
-    card, unet = model.card, _unet(model)
-    found = _local_controlnet(kind, card)
+    found = _local_controlnet(kind, model.card)
     if found is not None:
-        config = None if found.path.is_file() else read_json(found.path / CONFIG)
-        check_controlnet(found.path, config or said_by(read_tensors(found.path)), unet, card)
+        fitting_layout(found.path, _config_of(found, model.card), model)
         return found
-    hub_id = _controlnet_id(kind, card)
-    snapshot = hub.resolve(hub_id, _on_hub(kind, revision), what="ControlNet", needs=CONFIG)
-    folder = hub.fetch(snapshot, [CONFIG])
-    check_controlnet(Path(hub_id), read_json(folder / CONFIG), unet, card)
+    hub_id = _controlnet_id(kind, model.card)
+    snapshot, config = _hub_controlnet(hub_id, _on_hub(kind, revision))
+    fitting_layout(Path(hub_id), config, model)
     names = hub.choose_weights(snapshot.files, "", ADAPTER_WEIGHTS, hub_id)
     return _fetched(snapshot, (CONFIG, *names), names)
+
+
+def controlnet_layout(kind: str, revision: str | None, *, model: ModelSource) -> str | None:
+    """What of a ControlNet's config a plan needs; its weights are not looked for.
+
+    Args:
+        kind: As in `find_controlnet`.
+        revision: As there.
+        model: It is for.
+
+    Returns:
+        Of FLUX as `hirescli.plugins.Control` has it; None where all ControlNets are alike.
+
+    Raises:
+        RequestError: If its config is missing, or that of another family.
+        RunError: If the config is on the hub, and fetching it fails.
+    """
+    if model.card.family != "flux":
+        return None
+    found = _local_controlnet(kind, model.card)
+    if found is not None:
+        return fitting_layout(found.path, _config_of(found, model.card), model)
+    hub_id = _controlnet_id(kind, model.card)
+    _, config = _hub_controlnet(hub_id, _on_hub(kind, revision))
+    return fitting_layout(Path(hub_id), config, model)
+
+
+def fitting_layout(where: Path, config: Mapping[str, Any], model: ModelSource) -> str | None:
+    """The same of a config that is at hand.
+
+    Raises:
+        RequestError: If it is that of another family.
+    """
+    card = model.card
+    if card.family == "flux":
+        return str(flux_layout(where, config, _transformer(model), card))
+    check_controlnet(where, config, _unet(model), card)
+    return None
+
+
+def _config_of(found: PluginSource, card: Card) -> dict[str, Any]:
+    if not found.path.is_file():
+        return read_json(found.path / CONFIG)
+    if card.family == "flux":
+        raise RequestError(
+            f"{found.path} is a single file, which does not say its layout; name a folder of "
+            f"diffusers' {FLUX_CLASS}, with its {CONFIG}"
+        )
+    return said_by(read_tensors(found.path))
+
+
+def _hub_controlnet(hub_id: str, revision: str | None) -> tuple[hub.Snapshot, dict[str, Any]]:
+    """A commit and the config in it, which is fetched."""
+    snapshot = hub.resolve(hub_id, revision, what="ControlNet", needs=CONFIG)
+    return snapshot, read_json(hub.fetch(snapshot, [CONFIG]) / CONFIG)
 
 
 def controlnet_revision(kind: str, revision: str | None, card: Card) -> str | None:
@@ -152,8 +211,9 @@ def find_image_adapter(
     """Find an IP-Adapter and its image encoder, and check by its tensors that it fits the model.
 
     Args:
-        named: A .safetensors file beside the folder ``image_encoder``, on this machine or,
-            as "owner/name/folder/file.safetensors", on the hub; None: the card's.
+        named: A .safetensors file, on this machine or, as
+            "owner/name/folder/file.safetensors", on the hub; None: the card's. Its image encoder
+            is the folder ``image_encoder`` beside it, else what the card names on the hub.
         revision: Commit on the hub; None: what "main" is. Of a local one it says nothing.
         model: It is for.
 
@@ -164,8 +224,24 @@ def find_image_adapter(
     found = _local_image_adapter(named, model.card)
     if found is None:
         found = _hub_image_adapter(named, revision, model.card)
-    check_image_adapter(read_tensors(found.path), _unet(model), model.card)
+    found = _with_encoder(found, model.card)
+    fitting_images(found, model)
     return found
+
+
+def fitting_images(found: PluginSource, model: ModelSource) -> None:
+    """Refuse an IP-Adapter that was not made for a model, or for its image encoder.
+
+    Raises:
+        RequestError: If it is none, or of another family.
+    """
+    assert found.encoder is not None
+    card, tensors = model.card, read_tensors(found.path)
+    if card.family == "flux":
+        encoder = read_json(found.encoder / CONFIG)
+        check_flux_images(tensors, encoder, _transformer(model), card)
+    else:
+        check_image_adapter(tensors, _unet(model), card)
 
 
 def image_adapter_revision(named: str | None, revision: str | None, card: Card) -> str | None:
@@ -184,10 +260,13 @@ def _local_image_adapter(named: str | None, card: Card) -> PluginSource | None:
     file = _only_file(path) if path.is_dir() else path
     encoder = file.parent / ENCODER
     if not (encoder / CONFIG).is_file():
+        if card.image_encoder_id is not None:
+            return _local(file, [], [file])
         raise RequestError(f"IP-Adapter {file} has no {ENCODER}/{CONFIG} beside it")
     names = [each.name for each in encoder.iterdir()]
     files = hub.choose_weights(names, "", "model", str(encoder))
-    return _local(file, [encoder / CONFIG], [file, *(encoder / name for name in files)])
+    found = _local(file, [encoder / CONFIG], [file, *(encoder / name for name in files)])
+    return replace(found, encoder=encoder)
 
 
 def _hub_image_adapter(named: str | None, revision: str | None, card: Card) -> PluginSource:
@@ -195,8 +274,23 @@ def _hub_image_adapter(named: str | None, revision: str | None, card: Card) -> P
     wanted = _on_hub(named or hub_id, revision)
     snapshot = hub.resolve(hub_id, wanted, what="IP-Adapter", needs=file)
     folder = "/".join([*file.split("/")[:-1], ENCODER])
+    config = f"{folder}/{CONFIG}"
+    if config not in snapshot.files and card.image_encoder_id is not None:
+        return _fetched(snapshot, [file], [file], file)
     names = (file, *hub.choose_weights(snapshot.files, folder, "model", hub_id))
-    return _fetched(snapshot, (*names, f"{folder}/{CONFIG}"), names, file)
+    found = _fetched(snapshot, (*names, config), names, file)
+    return replace(found, encoder=found.path.parent / ENCODER)
+
+
+def _with_encoder(found: PluginSource, card: Card) -> PluginSource:
+    """The adapter with the image encoder of its card, where it has none beside it."""
+    hub_id = card.image_encoder_id
+    if found.encoder is not None or hub_id is None:
+        return found
+    snapshot = hub.resolve(hub_id, None, what="image encoder", needs=CONFIG)
+    names = hub.choose_weights(snapshot.files, "", "model", hub_id)
+    fetched = _fetched(snapshot, (CONFIG, *names), names)
+    return replace(found, weights=found.weights + fetched.weights, encoder=fetched.path)
 
 
 def _image_adapter_name(named: str | None, card: Card) -> str:
@@ -229,17 +323,22 @@ def _only_file(folder: Path) -> Path:
     return found[0]
 
 
-# LinFusion weights
+# LinFusion's and CLEAR's weights
 
 
 def adapter_revision(named: str | None, revision: str | None, card: Card) -> str | None:
-    """What LinFusion weights are known by; as `controlnet_revision`.
+    """What LinFusion's or CLEAR's weights are known by; as `controlnet_revision`.
 
     Args:
-        named: A folder or a hub id; None: those that the card knows, if any.
+        named: A folder or a hub id, of CLEAR a published name or a file; None: those that the
+            card knows, if any.
         revision: What is known already.
         card: Of the model.
     """
+    if named is not None:
+        check_published(named, card)
+    if card.is_transformer:
+        return _clear_revision(named or card.adapter_id, revision)
     if named is None:
         return card.adapter_id and cached_commit(card.adapter_id, _on_hub("LinFusion", revision))
     path = Path(named).expanduser()
@@ -250,6 +349,20 @@ def adapter_revision(named: str | None, revision: str | None, card: Card) -> str
     names = [each.name for each in path.iterdir()]
     files = hub.choose_weights(names, "", ADAPTER_WEIGHTS, str(path))
     return _local(path, [path / CONFIG], [path / name for name in files]).revision
+
+
+def _clear_revision(named: str | None, revision: str | None) -> str | None:
+    if named is None:
+        return None
+    if published(named) is not None:
+        return cached_commit(CLEAR_REPOSITORY, _on_hub(named, revision))
+    path = Path(named).expanduser()
+    if not path.is_file():
+        raise RequestError(
+            f"adapter {path} is no file; give one of {listed()}, or a .safetensors file with the "
+            "weights of CLEAR"
+        )
+    return _local(path, [], [path]).revision
 
 
 # All
@@ -285,6 +398,11 @@ def _fetched(
         hub.remember(snapshot)
     held = tuple(folder / name for name in weights)
     return PluginSource(folder / file, held, snapshot.commit, snapshot.hub_id)
+
+
+def _transformer(model: ModelSource) -> Mapping[str, Any]:
+    assert model.configs is not None
+    return read_json(model.configs / model.card.denoiser_part / CONFIG)
 
 
 def _unet(model: ModelSource) -> Mapping[str, Any]:

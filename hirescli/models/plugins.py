@@ -8,16 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
 from torch import Tensor
 
 from hirescli.errors import RequestError
 from hirescli.models.components import naming, whole
 from hirescli.models.families import read_json
-from hirescli.models.fits import check_controlnet, check_image_adapter
-from hirescli.models.plugin_sources import CONFIG, ENCODER, PluginSource, said_by
+from hirescli.models.fits import check_controlnet
+from hirescli.models.plugin_sources import (
+    CONFIG,
+    ENCODER,
+    PluginSource,
+    fitting_images,
+    fitting_layout,
+    said_by,
+)
 from hirescli.models.quiet import quiet_libraries
 from hirescli.models.safetensors_check import Tensors, read_tensors
 from hirescli.models.text import ClipText
+from hirescli.models.transformer_text import TransformerText
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,6 +48,9 @@ def load_controlnet(model: Model, source: PluginSource) -> Any:
     """
     source.check()
     with quiet_libraries():
+        if model.card.family == "flux":
+            fitting_layout(source.path, read_json(source.path / CONFIG), model.source)
+            return whole(FluxControlNetModel, source.path, model.unet.dtype)
         if source.path.is_file():
             return _single_controlnet(model, read_tensors(source.path), model.unet.dtype)
         return _controlnet_folder(model, source, model.unet.dtype)
@@ -85,38 +97,54 @@ def image_embeds(
     """Mount an IP-Adapter on a model's denoiser, and encode the pictures that say what to draw.
 
     Args:
-        model: Its denoiser is changed: its cross-attention reads pictures from then on.
+        model: Its denoiser is changed: its attention reads pictures from then on.
         source: From `find_image_adapter`.
         pictures: RGB, and how strongly each acts.
 
     Returns:
         For each picture (2, 1, channels), or (2, 1, tokens, channels): for no picture, then for
         it, as ``ip_adapter_image_embeds`` has them under guidance. Without guidance the pipelines
-        take all they are given for pictures: give them the second half alone.
+        take all they are given for pictures: give them the second half alone. Of FLUX, which has
+        no such guidance, (1, 1, channels).
 
     Raises:
         RequestError: If it is damaged, or made for another family.
     """
-    assert isinstance(model.text, ClipText)
     source.check()
-    check_image_adapter(read_tensors(source.path), dict(model.unet.config), model.card)
-    images = [image for image, _ in pictures]
-    pipeline = model.text.pipeline(unet=model.unet)
+    fitting_images(source, model.source)
+    flux, images = model.card.family == "flux", [image for image, _ in pictures]
+    pipeline = _pipeline(model)
     with quiet_libraries(), naming(source.path):
         pipeline.load_ip_adapter(
             str(source.path.parent), subfolder="", weight_name=[source.path.name] * len(images),
-            image_encoder_folder=ENCODER, local_files_only=True,
+            local_files_only=True, **_encoder(source, model),
         )  # fmt: skip
         pipeline.set_ip_adapter_scale([scale for _, scale in pictures])
         encoder = pipeline.image_encoder.to(dtype=model.unet.dtype)
         # Where diffusers has put it: beside the denoiser, which may be on a GPU.
-        embeds = pipeline.prepare_ip_adapter_image_embeds(images, None, encoder.device, 1, True)
+        guided = () if flux else (True,)
+        embeds = pipeline.prepare_ip_adapter_image_embeds(images, None, encoder.device, 1, *guided)
     model.unet.eval().requires_grad_(False)
     return list(embeds)
 
 
+def _encoder(source: PluginSource, model: Model) -> dict[str, Any]:
+    """Where the image encoder is, in the words of a family's pipeline."""
+    if model.card.family != "flux":
+        return {"image_encoder_folder": ENCODER}
+    return {
+        "image_encoder_pretrained_model_name_or_path": str(source.encoder),
+        "image_encoder_dtype": model.unet.dtype,
+    }
+
+
+def _pipeline(model: Model) -> Any:
+    """That into which diffusers loads an IP-Adapter."""
+    assert isinstance(model.text, (ClipText, TransformerText))
+    return model.text.pipeline(**{model.card.denoiser_part: model.unet})
+
+
 def unmount_image_adapter(model: Model) -> None:
     """Take out again what `image_embeds` has mounted."""
-    assert isinstance(model.text, ClipText)
     with quiet_libraries():
-        model.text.pipeline(unet=model.unet).unload_ip_adapter()
+        _pipeline(model).unload_ip_adapter()

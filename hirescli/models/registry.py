@@ -6,8 +6,10 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from hirescli.attention.clear_published import REPOSITORY, listed, published
 from hirescli.errors import RequestError
 from hirescli.models import hub, sources
+from hirescli.models.clear_files import check_published, variant_of
 from hirescli.models.safetensors_check import read_tensors
 from hirescli.models.sources import ADAPTER_WEIGHTS, AdapterSource, ModelSource
 from hirescli.planning.card import Card, read_card
@@ -63,16 +65,28 @@ def find(
     """
     source = _find(model, revision, weights)
     if adapter is not None:
-        if source.card.linear_only:
+        if source.card.closed:
             raise RequestError(
                 f"model `{source.card.name}` has its own adapter: leave --adapter out"
             )
-        source = replace(source, adapter=find_adapter(adapter, adapter_revision))
-        card = source.card.model_copy(update={"adapter": "linfusion"})
+        check_published(adapter, source.card)
+        looked_for = find_clear if source.card.is_transformer else find_adapter
+        source = replace(source, adapter=looked_for(adapter, adapter_revision))
+        kind = "clear" if source.card.is_transformer else "linfusion"
+        card = source.card.model_copy(update={"adapter": kind})
         source = sources.traced(replace(source, card=card), _base(source))
     elif source.adapter is not None and adapter_revision is not None:
         source = replace(source, adapter=replace(source.adapter, commit=adapter_revision))
-    return source
+    return _with_clear_settings(source)
+
+
+def _with_clear_settings(source: ModelSource) -> ModelSource:
+    """The source with a card that says what CLEAR's weights ask of sizes."""
+    variant = source.adapter.variant if source.adapter else None
+    if variant is None:
+        return source
+    settings = {"clear_window": variant.window, "clear_down_factor": variant.down_factor}
+    return replace(source, card=source.card.model_copy(update=settings))
 
 
 def _find(model: str, revision: str | None, weights: bool) -> ModelSource:
@@ -167,6 +181,49 @@ def find_adapter(name: str, revision: str | None = None) -> AdapterSource:
     return AdapterSource(path=folder, hub_id=name, commit=snapshot.commit)
 
 
+def find_clear(name: str, revision: str | None = None, *, weights: bool = False) -> AdapterSource:
+    """CLEAR's weights by what a user calls them: a published name or a local file.
+
+    Args:
+        name: Such as "clear-16", or a .safetensors file that says what it holds.
+        revision: Commit on the hub; None: what "main" is. Of a file it says nothing.
+        weights: Whether published ones must be there, or are fetched.
+
+    Raises:
+        RequestError: If they are not there, or damaged, or do not say their window.
+        RunError: If a download fails.
+    """
+    variant = published(name)
+    if variant is not None:
+        found = AdapterSource(hub_id=REPOSITORY, commit=revision, variant=variant)
+        return _fetched_clear(found) if weights else found
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise RequestError(
+            f"adapter {path} is no file; give one of {listed()}, or a .safetensors file with the "
+            "weights of CLEAR"
+        )
+    variant = variant_of(path)
+    if variant is None:
+        raise RequestError(
+            f"adapter {path} does not say its window; name it as those published, such as "
+            "clear_local_16.safetensors"
+        )
+    return AdapterSource(path=path, variant=variant)
+
+
+def _fetched_clear(adapter: AdapterSource) -> AdapterSource:
+    assert adapter.hub_id is not None
+    assert adapter.variant is not None
+    file = adapter.variant.file
+    snapshot = hub.resolve(adapter.hub_id, adapter.commit, what="adapter", needs=file)
+    if file not in snapshot.files:
+        raise RequestError(f"{adapter.hub_id} has no {file}")
+    folder = hub.fetch(snapshot, [file])
+    hub.remember(snapshot)
+    return replace(adapter, path=folder / file, commit=snapshot.commit)
+
+
 def with_adapter(source: ModelSource) -> ModelSource:
     """The source with its adapter's weights looked for and, from the hub, fetched and checked.
 
@@ -176,7 +233,12 @@ def with_adapter(source: ModelSource) -> ModelSource:
     source = with_found_adapter(source)
     adapter = source.adapter
     assert adapter is not None
-    if adapter.commit is not None and adapter.path is not None:
+    if adapter.variant is not None:
+        assert adapter.path is not None
+        read_tensors(adapter.path)
+        if adapter.commit is not None:
+            hub.verify([adapter.path])
+    elif adapter.commit is not None and adapter.path is not None:
         names = [each.name for each in adapter.path.iterdir()]
         held = hub.choose_weights(names, "", ADAPTER_WEIGHTS, adapter.name)
         hub.verify(adapter.path / name for name in held)
@@ -192,13 +254,19 @@ def with_found_adapter(source: ModelSource) -> ModelSource:
     adapter = source.adapter
     if adapter is None:
         raise RequestError(
-            f"no LinFusion weights are known for model `{source.card.name}`; name some with "
-            "--adapter, or use --attention full"
+            f"no {_method(source.card)} weights are known for model `{source.card.name}`; name "
+            "some with --adapter, or use --attention full"
         )
     if adapter.path is not None or adapter.hub_id is None:
         return source
+    if adapter.variant is not None:
+        return replace(source, adapter=_fetched_clear(adapter))
     found = replace(source, adapter=find_adapter(adapter.hub_id, adapter.commit))
     return sources.traced(found, _base(found))
+
+
+def _method(card: Card) -> str:
+    return "CLEAR" if card.is_transformer else "LinFusion"
 
 
 def download(source: ModelSource) -> ModelSource:

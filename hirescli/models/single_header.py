@@ -17,8 +17,8 @@ _OTHERS = (
     ("controlnet_cond_embedding.", "a ControlNet", "give it with --control"),
     ("ip_adapter.", "an IP-Adapter", "name its base model with --model"),
     (".to_q_.", "a LinFusion adapter", "give it with --adapter"),
-    ("double_blocks.", "a FLUX model", "this version runs Stable Diffusion 1.5, 2.1 and XL"),
-    ("joint_blocks.", "a Stable Diffusion 3 model", "this version runs 1.5, 2.1 and XL"),
+    ("double_blocks.", "a FLUX model", "name its folder, or its repository on the hub"),
+    ("joint_blocks.", "a Stable Diffusion 3 model", "name its folder, or its repository"),
     ("down_blocks.", "one component of a model", "name the folder that holds all components"),
     ("encoder.down.", "an autoencoder alone", "name a file or folder that holds the whole model"),
 )

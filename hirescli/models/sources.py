@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from hirescli.attention.clear_published import DEFAULT_WINDOW, REPOSITORY, Variant, published
 from hirescli.errors import RequestError
 from hirescli.models import families, hub, single_header
 from hirescli.models.safetensors_check import Tensors, read_tensors
@@ -21,26 +22,30 @@ Weights = tuple[tuple[str, tuple[str, ...]], ...]
 ADAPTER_WEIGHTS = "diffusion_pytorch_model"
 _BASES = {
     "unet": "diffusion_pytorch_model",
+    "transformer": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "text_encoder_2": "model",
+    "text_encoder_3": "model",
 }
 _SAMPLE_BYTES = 65536  # of a weights file, at its start, middle and end: what tells two apart
 
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """Where LinFusion weights are.
+    """Where LinFusion's or CLEAR's weights are.
 
     Attributes:
-        path: The folder that has them; None: not looked for yet.
-        hub_id: On the hub; None: a local folder.
+        path: The folder, or CLEAR's file, that has them; None: not looked for yet.
+        hub_id: On the hub; None: a local folder or file.
         commit: Of the hub.
+        variant: Of CLEAR; None: of LinFusion.
     """
 
     path: Path | None = None
     hub_id: str | None = None
     commit: str | None = None
+    variant: Variant | None = None
 
     @property
     def name(self) -> str:
@@ -79,9 +84,18 @@ class ModelSource:
 
 def of_shipped(card: Card) -> ModelSource:
     """A card by its name, its weights not looked for."""
-    adapter = AdapterSource(hub_id=card.adapter_id) if card.adapter_id else None
+    adapter = _known_adapter(card)
     configs = families.CONFIGS / card.name if card.family != "builtin" else None
-    return ModelSource(card, "shipped", hub_id=card.hub_id, configs=configs, adapter=adapter)
+    source = ModelSource(card, "shipped", hub_id=card.hub_id, configs=configs, adapter=adapter)
+    return traced(source, card) if card.family == "flux" else source
+
+
+def _known_adapter(card: Card) -> AdapterSource | None:
+    """What a card says of its adapter, not looked for."""
+    if card.adapter_id is None:
+        return None
+    variant = published(card.adapter_id) if card.adapter == "clear" else None
+    return AdapterSource(hub_id=REPOSITORY if variant else card.adapter_id, variant=variant)
 
 
 def of_folder(folder: Path, base_of: dict[str, Card]) -> ModelSource:
@@ -97,7 +111,7 @@ def of_folder(folder: Path, base_of: dict[str, Card]) -> ModelSource:
     if not (folder / "model_index.json").is_file():
         raise RequestError(
             f"{folder} is no model in diffusers' layout: it has no model_index.json; name the "
-            "folder that holds unet, vae and text_encoder, or a .safetensors file"
+            "folder that holds unet or transformer, vae and text_encoder, or a .safetensors file"
         )
     base = base_of[families.base_card_name(folder)]
     weights = _weights_of(base, _listed(folder), str(folder))
@@ -127,7 +141,7 @@ def of_snapshot(snapshot: hub.Snapshot, base: Card | None, bases: dict[str, Card
             f"{where} is no model in diffusers' layout: model_index.json is missing; download "
             "its .safetensors file and give that to --model"
         )
-    parts = ("unet/", "vae/", "scheduler/", "text_encoder", "tokenizer")
+    parts = ("unet/", "transformer/", "vae/", "scheduler/", "text_encoder", "tokenizer")
     configs = [n for n in snapshot.files if n.endswith((".json", ".txt")) and n.startswith(parts)]
     folder = hub.fetch(snapshot, ["model_index.json", *configs])
     found = bases[families.base_card_name(folder)]
@@ -174,27 +188,32 @@ def of_file(path: Path, base_of: dict[str, Card]) -> ModelSource:
 def traced(source: ModelSource, base: Card) -> ModelSource:
     """The source with its adapter, and a card that knows where its traces are.
 
-    Modules that a shipped card has traces of use these; others are recorded when first asked
-    for, on the meta device, and kept in the user's cache.
+    Modules that a shipped card has traces of use these; others, and what plugs into
+    FLUX's, are recorded when first asked for, on the meta device, and kept in the user's cache.
     """
     adapter, card, configs = source.adapter, source.card, source.configs
     assert configs is not None
-    if adapter is None and card.adapter_id is not None:
-        adapter = AdapterSource(hub_id=card.adapter_id)
-    entries = _entries(adapter)
-    if families.has_shipped_traces(base, configs) and _is_usual(entries, base):
-        changes: dict[str, Any] = {"folder": base.folder, "traced_as": base.name, "recorder": None}
-    else:
-        folder = trace_folder(families.configs_digest(configs, entries))
-        at = card.model_copy(update={"folder": folder, "traced_as": base.family, "recorder": None})
-        recorder = partial(recorded, at, configs, adapter.path if entries and adapter else None)
-        changes = {"folder": folder, "traced_as": base.family, "recorder": recorder}
+    adapter = adapter or _known_adapter(card)
+    entries: Any = _entries(adapter)
+    variant = adapter.variant if adapter else None
+    folder = trace_folder(
+        families.configs_digest(configs, [asdict(variant)] if variant else entries)
+    )
+    changes: dict[str, Any] = {"folder": folder, "traced_as": base.family, "recorder": None}
+    recorder = partial(
+        recorded, card.model_copy(update=changes), configs,
+        variant or (adapter.path if entries and adapter else None),
+    )  # fmt: skip
+    if families.has_shipped_traces(base, configs) and _is_usual(adapter, entries, base):
+        changes |= {"folder": base.folder, "traced_as": base.name}
+    if changes["folder"] == folder or card.family == "flux":
+        changes["recorder"] = recorder
     return replace(source, adapter=adapter, card=card.model_copy(update=changes))
 
 
 def _entries(adapter: AdapterSource | None) -> list[dict[str, Any]] | None:
     """What a local adapter replaces; None where it is not here."""
-    if adapter is None or adapter.path is None:
+    if adapter is None or adapter.path is None or adapter.variant is not None:
         return None
     entries = families.read_json(adapter.path / "config.json").get("modules_list")
     if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
@@ -204,9 +223,13 @@ def _entries(adapter: AdapterSource | None) -> list[dict[str, Any]] | None:
     return entries
 
 
-def _is_usual(entries: list[dict[str, Any]] | None, base: Card) -> bool:
-    """Whether an adapter is of the width that the shipped traces were recorded with."""
-    scale = MID_DIM_SCALES[base.name]
+def _is_usual(
+    adapter: AdapterSource | None, entries: list[dict[str, Any]] | None, base: Card
+) -> bool:
+    """Whether an adapter is of the kind that the shipped traces were recorded with."""
+    if adapter is not None and adapter.variant is not None:
+        return base.adapter == "clear" and adapter.variant == Variant(DEFAULT_WINDOW)
+    scale = MID_DIM_SCALES.get(base.name, 1)
     widths = [(each.get("projection_mid_dim"), each.get("dim_n", 0)) for each in entries or ()]
     return all((dim if mid is None else mid) == dim // scale for mid, dim in widths)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hirescli
+from hirescli.errors import ConfigError
 
 if TYPE_CHECKING:
+    from hirescli.attention.clear_published import Variant
     from hirescli.planning.card import Attention, Card
     from hirescli.planning.trace import Trace
 
@@ -28,16 +30,18 @@ def trace_folder(digest: str) -> Path:
 
 
 def recorded(
-    card: Card, configs: Path, adapter: Path | None, component: str, dtype: str,
+    card: Card, configs: Path, adapter: Path | Variant | None, component: str, dtype: str,
     attention: Attention,
 ) -> Trace:  # fmt: skip
-    """Record a trace on the meta device and keep it where the card looks for it.
+    """A trace that is kept where the card looks for it, or is recorded on the meta device.
 
-    Loads torch, once for every model whose modules are new.
+    Loads torch, once for every model or ControlNet whose modules are new.
 
     Raises:
         RequestError: If the libraries can make no modules of the configs.
     """
+    with contextlib.suppress(ConfigError):  # a shipped card looked among those shipped
+        return card.trace(component, dtype, attention)
     from hirescli.models.components import naming
     from hirescli.models.traces import record_configs
     from hirescli.planning.card import write_trace

@@ -13,9 +13,15 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,11 +32,15 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 from hirescli.attention.linfusion import LinFusionAdapter
 
 TEXT_CHANNELS, IMAGE_CHANNELS, TEXT_TOKENS = 32, 16, 77
+T5_CHANNELS = 80
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _SD_UNET: dict[str, Any] = {
     "sample_size": 8,
@@ -92,7 +102,49 @@ def sdxl_folder(path: Path) -> Path:
     return _folder(path, "sdxl", "StableDiffusionXLPipeline", scheduler)
 
 
+def flux_folder(path: Path, *, guided: bool = True) -> Path:
+    """FLUX: pooled states of CLIP, states of T5; FLUX.1 [schnell] is the one without guidance."""
+    _text(path, "", CLIPTextModel, TEXT_CHANNELS, pad="<|endoftext|>", act="quick_gelu")
+    _t5(path, "_2")
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guided)
+    transformer = small_flux(guided)
+    encoders = {"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"}
+    return _transformer_folder(path, "FluxPipeline", transformer, scheduler, encoders)
+
+
+def sd3_folder(path: Path) -> Path:
+    """Stable Diffusion 3.5: two of CLIP, T5, a picture's own attention in the first block."""
+    kind = CLIPTextModelWithProjection
+    _text(path, "", kind, TEXT_CHANNELS, pad="<|endoftext|>", act="quick_gelu")
+    _text(path, "_2", kind, TEXT_CHANNELS + 8, pad="!", act="gelu")
+    _t5(path, "_3")
+    clip = dict.fromkeys(("text_encoder", "text_encoder_2"), kind.__name__)
+    encoders = {**clip, "text_encoder_3": "T5EncoderModel"}
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return _transformer_folder(path, "StableDiffusion3Pipeline", small_sd3(), scheduler, encoders)
+
+
+def small_flux(guided: bool = True) -> FluxTransformer2DModel:
+    """The denoiser of FLUX's folder."""
+    return randomised(FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=T5_CHANNELS,
+        pooled_projection_dim=TEXT_CHANNELS, guidance_embeds=guided, axes_dims_rope=(2, 2, 4),
+    ), 1)  # fmt: skip
+
+
+def small_sd3() -> SD3Transformer2DModel:
+    """The denoiser of Stable Diffusion 3.5's folder."""
+    return randomised(SD3Transformer2DModel(
+        sample_size=16, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=T5_CHANNELS, caption_projection_dim=16,
+        pooled_projection_dim=2 * TEXT_CHANNELS, pos_embed_max_size=12,
+        dual_attention_layers=(0,), qk_norm="rms_norm",
+    ), 1)  # fmt: skip
+
+
 FOLDERS = {"sd15": sd15_folder, "sd21": sd21_folder, "sdxl": sdxl_folder}
+TRANSFORMERS = {"flux": flux_folder, "sd3": sd3_folder}
 
 
 def small_unet(family: str) -> UNet2DConditionModel:
@@ -103,6 +155,11 @@ def small_unet(family: str) -> UNet2DConditionModel:
 def small_autoencoder(family: str) -> AutoencoderKL:
     """The autoencoder of a family's folder."""
     xl = {"scaling_factor": 0.13025, "force_upcast": True} if family == "sdxl" else {}
+    if family == "transformer":
+        xl = {
+            "scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False,
+            "use_post_quant_conv": False,
+        }  # fmt: skip
     return randomised(
         AutoencoderKL(
             block_out_channels=(16, 16, 16, 16),
@@ -111,7 +168,7 @@ def small_autoencoder(family: str) -> AutoencoderKL:
             layers_per_block=1,
             latent_channels=4,
             norm_num_groups=8,
-            sample_size=8 * UNETS[family]["sample_size"],
+            sample_size=8 * UNETS.get(family, {"sample_size": 16})["sample_size"],
             **xl,  # type: ignore[arg-type]
         ),
         2,
@@ -124,6 +181,20 @@ def controlnet_folder(path: Path, family: str) -> Path:
         small_unet(family), conditioning_embedding_out_channels=(4, 8, 8, 16)
     )
     randomised(made, 3).save_pretrained(path)
+    return path
+
+
+def flux_controlnet_folder(
+    path: Path, *, double: int = 2, single: int = 1, guided: bool = True, seed: int = 3
+) -> Path:
+    """A ControlNet of FLUX's folder; more blocks than the transformer's are read by none."""
+    config = dict(small_flux().config) | {"guidance_embeds": guided}
+    shared = {k: config[k] for k in (
+        "in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim",
+        "pooled_projection_dim", "axes_dims_rope", "guidance_embeds",
+    )}  # fmt: skip
+    made = FluxControlNetModel(**shared, num_layers=double, num_single_layers=single)
+    randomised(made, seed).save_pretrained(path)
     return path
 
 
@@ -147,6 +218,23 @@ def lora_file(path: Path, family: str, *, seed: int = 5, text: bool = True) -> P
     for i in range(2 if text else 0):
         name = f"text_encoder.text_model.encoder.layers.{i}.self_attn.q_proj"
         states |= _lora_pair(name, width, width, seed + 1000 + i)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(states, path, metadata={"format": "pt"})
+    return path
+
+
+def transformer_lora(path: Path, family: str, *, seed: int = 5, text: bool = True) -> Path:
+    """The same for FLUX or SD3, on every kind of layer in their blocks."""
+    module = small_flux() if family == "flux" else small_sd3()
+    ends = (".to_q", ".to_k", ".to_v", ".to_out.0", ".add_v_proj", ".ff.net.2", ".proj_mlp")
+    layers = [("transformer." + n, m) for n, m in module.named_modules() if n.endswith(ends)]
+    states: dict[str, Tensor] = {}
+    for i, (name, layer) in enumerate(layers):
+        assert isinstance(layer, nn.Linear)
+        states |= _lora_pair(name, layer.out_features, layer.in_features, seed + i)
+    if text:
+        name = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+        states |= _lora_pair(name, TEXT_CHANNELS, TEXT_CHANNELS, seed + 1000)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(states, path, metadata={"format": "pt"})
     return path
@@ -179,16 +267,40 @@ def ip_adapter_folder(path: Path, family: str) -> Path:
             states[f"ip_adapter.{2 * i + 1}.{key}.weight"] = projection
     folder.mkdir(parents=True, exist_ok=True)
     save_file(states, folder / f"ip-adapter_{'sdxl' if family == 'sdxl' else 'sd15'}.safetensors")
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        image_size=32, patch_size=8, projection_dim=IMAGE_CHANNELS,
-    )  # fmt: skip
-    encoder = randomised(CLIPVisionModelWithProjection(vision), 6)
-    encoder.save_pretrained(folder / "image_encoder")
+    image_encoder_folder(folder / "image_encoder")
     processor = CLIPImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     )
     processor.save_pretrained(path / "feature_extractor")
+    return path
+
+
+def flux_ip_adapter_folder(path: Path, *, blocks: int = 1) -> Path:
+    """The same for FLUX's folder, with the published names."""
+    width, rows = T5_CHANNELS, small_flux().inner_dim
+    states = {
+        "ip_adapter_proj_model.proj.weight": _draw((4 * width, IMAGE_CHANNELS), 1) / 4,
+        "ip_adapter_proj_model.proj.bias": _draw((4 * width,), 2),
+        "ip_adapter_proj_model.norm.weight": 1 + _draw((width,), 3) / 5,
+        "ip_adapter_proj_model.norm.bias": _draw((width,), 4) / 5,
+    }
+    for i in range(2 * blocks):
+        layer = f"double_blocks.{i // 2}.processor.ip_adapter_double_stream_{'kv'[i % 2]}_proj"
+        states[f"{layer}.weight"] = _draw((rows, width), 10 + i) / width**0.5
+        states[f"{layer}.bias"] = _draw((rows,), 50 + i) / 5
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(states, path / "ip_adapter.safetensors")
+    image_encoder_folder(path / "image_encoder")
+    return path
+
+
+def image_encoder_folder(path: Path, *, channels: int = IMAGE_CHANNELS) -> Path:
+    """The image encoder of an IP-Adapter."""
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        image_size=32, patch_size=8, projection_dim=channels,
+    )  # fmt: skip
+    randomised(CLIPVisionModelWithProjection(vision), 6).save_pretrained(path)
     return path
 
 
@@ -233,6 +345,40 @@ def _folder(path: Path, family: str, pipeline: str, scheduler: Any) -> Path:
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
     (path / "model_index.json").write_text(json.dumps(index, indent=2))
     return path
+
+
+def _transformer_folder(
+    path: Path, pipeline: str, transformer: Any, scheduler: Any, encoders: dict[str, str]
+) -> Path:
+    transformer.save_pretrained(path / "transformer")
+    small_autoencoder("transformer").save_pretrained(path / "vae")
+    scheduler.save_pretrained(path / "scheduler")
+    index: dict[str, Any] = {
+        "_class_name": pipeline,
+        "_diffusers_version": "0.38.0",
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        "transformer": ["diffusers", type(transformer).__name__],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    for name, kind in encoders.items():
+        tokenizer = "T5TokenizerFast" if kind.startswith("T5") else "CLIPTokenizer"
+        index[name] = ["transformers", kind]
+        index[name.replace("text_encoder", "tokenizer")] = ["transformers", tokenizer]
+    (path / "model_index.json").write_text(json.dumps(index, indent=2))
+    return path
+
+
+def _t5(path: Path, suffix: str) -> None:
+    """T5's encoder and its tokenizer, of printable characters."""
+    letters = [(chr(code), -3.0) for code in range(33, 127)]
+    marks = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    tokenizer = T5Tokenizer(vocab=[*marks, *letters], extra_ids=0)
+    tokenizer.save_pretrained(path / f"tokenizer{suffix}")
+    config = T5Config(
+        vocab_size=len(marks) + len(letters), d_model=T5_CHANNELS, d_kv=16, d_ff=32, num_layers=1,
+        num_heads=2, feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    randomised(T5EncoderModel(config), 8).save_pretrained(path / f"text_encoder{suffix}")
 
 
 def _text(path: Path, suffix: str, kind: Any, width: int, *, pad: str, act: str) -> None:

@@ -39,7 +39,8 @@ def test_the_list_says_where_weights_are(run: Run, tmp_path: Path) -> None:
     rows = {row["name"]: row for row in json.loads(run("list", "--json"))}
     assert {name: row["weights"] for name, row in rows.items()} == {
         "builtin": "installed", "sd15": "in the cache", "sd21": "on the hub",
-        "sdxl": "on the hub",
+        "sdxl": "on the hub", "flux-dev": "on the hub", "flux-schnell": "on the hub",
+        "sd35-large": "on the hub", "sd35-medium": "on the hub",
     }  # fmt: skip
     assert rows["sdxl"]["hub_id"] == "stabilityai/stable-diffusion-xl-base-1.0"
     shown = run("list")

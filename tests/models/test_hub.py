@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from pathlib import Path
 import pytest
 from folders import (
     controlnet_folder,
+    flux_folder,
+    flux_ip_adapter_folder,
     ip_adapter_folder,
     linfusion_folder,
     sd15_folder,
@@ -365,6 +368,29 @@ def test_plug_ins_from_the_cache(cache: Path, tmp_path: Path) -> None:
         flip_last_bit(source.weights[-1].resolve())
     with pytest.raises(RequestError, match=f'"{"d" * 40}"'):
         find_controlnet("a/b", "d" * 40, model=model)
+
+
+def test_an_image_encoder_from_the_cache(cache: Path, tmp_path: Path) -> None:
+    """Of an adapter that has none beside it, here and on the hub."""
+    model = find(str(flux_folder(tmp_path / "model")))
+    card = model.card.model_copy(update={"image_encoder_id": "e/f"})
+    model = replace(model, card=card)
+    folder = flux_ip_adapter_folder(tmp_path / "ip")
+    encoder = cached(cache, "e/f", content(folder / "image_encoder"))
+    linked(encoder)
+    shutil.rmtree(folder / "image_encoder")
+    linked(cached(cache, "c/d", content(folder)))
+    for named in (str(folder), "c/d/ip_adapter.safetensors"):
+        source = find_image_adapter(named, model=model)
+        assert source.encoder == encoder
+        source.check()
+        flip_last_bit(source.weights[-1].resolve())
+        with pytest.raises(RequestError, match="is damaged"):
+            source.check()
+        flip_last_bit(source.weights[-1].resolve())
+    card = card.model_copy(update={"image_encoder_id": None})
+    with pytest.raises(RequestError, match=r"has no image_encoder/config\.json beside it"):
+        find_image_adapter(str(folder), model=replace(model, card=card))
 
 
 @pytest.mark.parametrize("revision", ["../../../etc", "..", "refs/../../x"])

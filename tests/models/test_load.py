@@ -13,7 +13,7 @@ import torch
 
 from hirescli.attention.linfusion import LinearAttention
 from hirescli.errors import RunError
-from hirescli.models.load import WEIGHTS, load
+from hirescli.models.load import WEIGHTS, Model, load
 from hirescli.models.registry import find_card
 from hirescli.models.sums import SUMS, write_sums
 
@@ -40,11 +40,21 @@ def test_loads_ready_to_run(weights: Path) -> None:
     assert model.unet.dtype == model.autoencoder.dtype == torch.bfloat16
     assert not model.unet.training
     assert not any(p.requires_grad for p in model.unet.parameters())
-    replaced = {n for n, m in model.unet.named_modules() if isinstance(m, LinearAttention)}
-    assert replaced
-    assert replaced == {n for n, _ in model.unet.named_modules() if n.endswith("attn1")}
+    own = {n for n, _ in model.unet.named_modules() if n.endswith("attn1")}
+    assert own
+    assert linear(model) == set()
+    with model.attending("full"):
+        assert linear(model) == set()
+    with model.attending("linear"):
+        assert linear(model) == own
+    assert linear(model) == set()
     assert model.autoencoder.config["latent_channels"] == CARD.latent_channels
     assert model.text.encoder.model.config.hidden_size == model.unet.config["cross_attention_dim"]
+
+
+def linear(model: Model) -> set[str]:
+    """The names of the linear attentions that are mounted."""
+    return {n for n, m in model.unet.named_modules() if isinstance(m, LinearAttention)}
 
 
 def refused(weights: Path) -> str:
