@@ -25,7 +25,7 @@ from hirescli.planning.trace import Trace
 
 Positive = Annotated[int, Field(ge=1)]
 COMPONENTS = ("denoiser", "decoder", "encoder")
-# Of Stable Diffusion: a ControlNet, and the denoiser with residuals of one among its inputs.
+# Of Stable Diffusion and FLUX: a ControlNet, and the denoiser that also reads what one gives.
 CONTROL_COMPONENTS = ("controlnet", "controlled")
 _ATTENDING = ("denoiser", "controlled")  # traces that differ by the denoiser's attention
 # The libraries and one process of Python, before weights; measured on a CPU, rounded up.
@@ -36,6 +36,7 @@ Pair = tuple[str, str]
 Recorder = Callable[[str, str, Attention], Trace]
 Strength = Annotated[float, Field(gt=0, le=1)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
+Guidance = Annotated[float, Field(ge=1, le=50)]
 
 
 class Card(BaseModel):
@@ -45,7 +46,7 @@ class Card(BaseModel):
 
     name: str = Field(min_length=1)
     title: str
-    family: Literal["builtin", "sd", "sdxl"]
+    family: Literal["builtin", "sd", "sdxl", "flux", "sd3"]
     revision: str = Field(min_length=1)  # of the weights; recipes record it
     licence: str
     # What the licence or the publisher asks beyond the terms, and what is run of it.
@@ -55,14 +56,17 @@ class Card(BaseModel):
 
     # Where weights are published
     hub_id: str | None = None
-    adapter: Literal["linfusion"] | None = None  # what linearises its self-attention
-    adapter_id: str | None = None  # of that adapter on the hub
-    linear_only: bool = False  # whether it was trained with the adapter and needs it
+    # What linearises its attention: LinFusion of a UNet, CLEAR of a transformer.
+    adapter: Literal["linfusion", "clear"] | None = None
+    adapter_id: str | None = None  # of that adapter on the hub, or its published name
+    closed: bool = False  # whether all its parts are its own, and nothing plugs into it
     controls: tuple[Pair, ...] = ()  # kind of a control image, ControlNet on the hub
     image_adapter_id: str | None = None  # of an IP-Adapter: "owner/name/path/file.safetensors"
+    image_encoder_id: str | None = None  # on the hub, of adapters that have none beside them
 
     # Geometry
     native_px: Positive
+    usual_px: Positive | None = None  # side of a picture whose size is left open; None: native
     multiple_px: Positive
     min_px: Positive
     latent_channels: Positive
@@ -71,18 +75,27 @@ class Card(BaseModel):
     text_channels: Positive  # of a token's state, as the denoiser reads it
     vae_scaling: float = Field(1.0, gt=0)  # latents of the denoiser for those of the autoencoder
 
+    packs: Positive = 1  # latents on a side of what the denoiser is given as one token
+    positions_px: Positive | None = None  # where a table of positions ends; None: there is none
+
     vae_tiling: bool = False  # whether its autoencoder has diffusers' own tiling
     vae_attention: bool = False  # whether its middle block attends
 
     # Choices that a recipe leaves open
     steps: int = Field(ge=1, le=1000)
     guidance_scale: float = Field(ge=1, le=50)
+    # "free": a second call without the prompt; "embedded": the denoiser is told the scale.
+    guidance: Literal["free", "embedded", "none"] = "free"
     scheduler: str
     schedulers: tuple[str, ...]  # all that may be asked for
     strengths: Annotated[tuple[Strength, ...], Field(min_length=1)]
     # Denoising steps that each upscaling stage runs; the last repeats.
     upscale_steps: Annotated[tuple[Steps, ...], Field(min_length=1)]
-    upscale_guidance_scale: float = Field(ge=1, le=50)
+    upscale_guidance_scale: Annotated[tuple[Guidance, ...], Field(min_length=1)]
+    # Of upscaling stages: what the base of rotary embeddings is multiplied by, and whether the
+    # schedule shifts with the size as at the base.
+    upscale_ntk_factor: float = Field(1.0, ge=1)
+    upscale_dynamic_shifting: bool = True
     dtype: Literal["float32", "bfloat16"]
     vae_dtype: Literal["float32", "bfloat16"] | None = None  # of the autoencoder; None: `dtype`
 
@@ -99,16 +112,28 @@ class Card(BaseModel):
     parameters: tuple[tuple[str, Positive], ...] = ()
     # Of an IP-Adapter: its image encoder, and what each picture adds to the denoiser.
     image_prompts: tuple[tuple[str, Positive], ...] = ()
-    flops_per_second_per_core: float = Field(gt=0)
+    flops_per_second_per_core: float = Field(gt=0)  # in float32
     load_seconds: float = Field(ge=0)  # from the command to the first stage
+
+    # Of the weights of CLEAR that are named, or known: in tokens; 1: anything fits.
+    clear_window: Positive = Field(1, exclude=True, repr=False)
+    clear_down_factor: Positive = Field(1, exclude=True, repr=False)
 
     folder: Path | None = Field(None, exclude=True, repr=False)  # where the card was read
     # Its name for traces, where another card has the same modules; None: its own.
     traced_as: str | None = Field(None, exclude=True, repr=False)
-    # Records a trace that is not in the folder yet, for models whose card is not shipped.
+    # Records a trace that is not in the folder yet, for models whose card is not shipped, and
+    # for ControlNets and image prompts of FLUX.
     recorder: Recorder | None = Field(None, exclude=True, repr=False)
 
-    @field_validator("knows", "strengths", "schedulers", "upscale_steps", mode="before")
+    @field_validator(
+        "knows",
+        "strengths",
+        "schedulers",
+        "upscale_steps",
+        "upscale_guidance_scale",
+        mode="before",
+    )
     @classmethod
     def _list_is_tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value  # TOML has lists only
@@ -136,13 +161,20 @@ class Card(BaseModel):
             raise ValueError("scheduler must be one of schedulers")
         return self
 
+    @property
+    def default_px(self) -> int:
+        """Side of a picture whose size is left open."""
+        return self.usual_px or self.native_px
+
     def trace(self, component: str, dtype: str, attention: Attention = "linear") -> Trace:
         """What a component does; a decoder reads latents, an encoder pixels.
 
         With a recorder, a trace that is missing or cannot be read is recorded.
 
         Args:
-            component: One of `COMPONENTS` or `CONTROL_COMPONENTS`.
+            component: One of `COMPONENTS` or `CONTROL_COMPONENTS`, those with the layout of a
+                ControlNet for FLUX behind them, such as "controlnet-5+10g", and those of FLUX's
+                denoiser with the number of image prompts behind that, such as "denoiser-ip2".
             dtype: "float32" or "bfloat16".
             attention: Of the denoiser's self-attention: "linear" with the adapter mounted.
 
@@ -156,6 +188,20 @@ class Card(BaseModel):
             if self.recorder is None:
                 raise
             return self.recorder(component, dtype, attention)
+
+    @property
+    def denoiser_part(self) -> str:
+        """The denoiser's name in a folder and among `parameters`."""
+        return "transformer" if self.is_transformer else "unet"
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether the denoiser is a transformer of text and picture that flows from noise."""
+        return self.family in ("flux", "sd3")
+
+    def calls_per_step(self, guidance_scale: float) -> int:
+        """How often a step calls the denoiser."""
+        return 2 if guidance_scale > 1 and self.guidance == "free" else 1
 
     @property
     def resident_components(self) -> tuple[str, ...]:
@@ -245,7 +291,7 @@ def trace_path(card: Card, component: str, dtype: str, attention: Attention = "l
     assert card.folder is not None, "the card was not read from a file"
     name = card.traced_as or card.name
     parts = [name, component, dtype]
-    if component in _ATTENDING and not card.linear_only:
+    if component.partition("-")[0] in _ATTENDING:
         parts.insert(2, attention)
     return card.folder / "traces" / f"{'.'.join(parts)}.json.gz"
 

@@ -39,14 +39,10 @@ def _check_scheduler(recipe: Recipe, card: Card) -> None:
 
 
 def _check_attention(recipe: Recipe, card: Card) -> None:
-    if card.linear_only and recipe.attention == "full":
-        raise RequestError(
-            f"--attention full does not work with model `{card.name}`: it was trained with linear "
-            "attention only; leave it out"
-        )
+    method = "CLEAR" if card.is_transformer else "LinFusion"
     if recipe.attention == "linear" and card.adapter is None and recipe.adapter is None:
         raise RequestError(
-            f"--attention linear needs LinFusion weights, and none are known for model "
+            f"--attention linear needs {method} weights, and none are known for model "
             f"`{card.name}`; name some with --adapter"
         )
 
@@ -58,19 +54,43 @@ def _check_plugins(recipe: Recipe, card: Card) -> None:
         "--image-prompt": recipe.image_prompts,
         "--adapter": recipe.adapter,
     }
-    if card.linear_only:  # the built-in model, whose parts are its own
+    if card.closed:
         for flag, given in asked.items():
             if given:
                 raise RequestError(
                     f"{flag} does not work with model `{card.name}`: nothing of the kind was made "
                     "for it; choose a Stable Diffusion model with --model"
                 )
+    if card.is_transformer:
+        for flag in ("--control", "--image-prompt"):
+            if asked[flag] and card.family != "flux":
+                raise RequestError(
+                    f"{flag} does not work with model `{card.name}` yet: it is run with Stable "
+                    "Diffusion 1.5, 2.1 and XL and with FLUX; leave it out"
+                )
+        _check_layouts(recipe)
+    if recipe.method == "skip" and card.is_transformer:
+        raise RequestError(
+            f"--method skip does not work with model `{card.name}`, which has no convolutions to "
+            "dilate; leave it out"
+        )
     if recipe.image_adapter is not None and not recipe.image_prompts:
         raise RequestError(
             "--image-adapter does nothing by itself: say with --image-prompt what it shall look at"
         )
     if recipe.source is not None and recipe.init_image is not None:
         raise RequestError("an enlarged picture has no base stage: leave --init-image out")
+
+
+def _check_layouts(recipe: Recipe) -> None:
+    """Diffusers adds what several ControlNets for FLUX give block by block, up to the fewest."""
+    layouts = {control.layout for control in recipe.controls}
+    if len(layouts) > 1:
+        said = ", ".join(f"{each.kind}: {each.layout}" for each in recipe.controls)
+        raise RequestError(
+            "several --control for FLUX need ControlNets of the same numbers of blocks, and all "
+            f"with guidance (g) or none; these have {said}; give one of them"
+        )
 
 
 def stretched(recipe: Recipe) -> list[str]:

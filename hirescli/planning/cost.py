@@ -14,6 +14,7 @@ from hirescli.planning.passes import Schedule, Store
 from hirescli.planning.schedule import CPU_WORK_BYTES, BudgetError, make_schedule
 from hirescli.planning.tiling import Tiling, tiled_schedule
 from hirescli.planning.trace import Trace
+from hirescli.plugins import Control
 from hirescli.recipe import Recipe
 
 _DILATED = "dilated denoiser"  # the second prediction of the method `skip`
@@ -43,6 +44,14 @@ _EDGE_BYTES = 48
 _CUDA_BYTES = 600 * 10**6
 # Of a GPU in bfloat16: an order of magnitude, since none has been measured.
 _GPU_FLOPS_PER_SECOND = 5e13
+_BFLOAT16_GAIN = 1.8  # of a CPU that multiplies it itself, against float32
+# Of a LoRA while it is added to the weights: its file twice, as layers and as what they are
+# compared with; of the largest layer that it may change the change in float32, and in the dtype
+# of the weights the change, the weights, their sum, and one on its way.
+_LORA_FILES = 2
+_LORA_COPIES = 4
+_LARGEST_LAYER = {"flux": 18432 * 3072, "sd3": 14592 * 2432}  # numbers; of UNets:
+_LARGEST_UNET_LAYER = 1280 * 1280 * 9
 _SPOOL_BYTES = 2  # per channel between stages; the last spool has the bits of the output
 
 
@@ -224,11 +233,21 @@ def process_bytes(card: Card, recipe: Recipe, *, guided: bool = True) -> int:
         recipe: Resolved.
         guided: Whether ControlNets and IP-Adapters come to the same memory.
     """
-    process = card.process_bytes(recipe.dtype, recipe.vae_dtype)
+    process = card.process_bytes(recipe.dtype, recipe.vae_dtype) + _lora_bytes(card, recipe)
     if not guided:
         return process
     extra_bytes = max(0, _image_encoder_bytes(card, recipe) - card.text_bytes(recipe.dtype))
     return process + extra_bytes + _guides_bytes(card, recipe)
+
+
+def _lora_bytes(card: Card, recipe: Recipe) -> int:
+    """Peak while LoRAs are added to the weights, one by one; afterwards nothing is left of it."""
+    if not recipe.loras:
+        return 0
+    file_bytes = max(lora.size_bytes or 0 for lora in recipe.loras)
+    layer = _LARGEST_LAYER.get(card.family, _LARGEST_UNET_LAYER)
+    each_bytes = _FLOAT_BYTES + _LORA_COPIES * dtype_bytes(recipe)
+    return _LORA_FILES * file_bytes + each_bytes * layer
 
 
 def host_process_bytes(card: Card, recipe: Recipe, *, loads_weights: bool) -> int:
@@ -270,8 +289,23 @@ def _image_encoder_bytes(card: Card, recipe: Recipe) -> int:
 def _controlnets_bytes(card: Card, recipe: Recipe) -> int:
     if not recipe.controls:
         return 0
-    trace = card.trace("controlnet", _dtype("denoiser", recipe))
-    return len(recipe.controls) * sum(trace.parameter_bytes.values())
+    traces = _controlnet_traces(card, recipe)
+    return sum(sum(trace.parameter_bytes.values()) for trace in traces)
+
+
+def _controlnet_traces(card: Card, recipe: Recipe) -> list[Trace]:
+    dtype = _dtype("denoiser", recipe)
+    return [card.trace(_of_layout("controlnet", each), dtype) for each in recipe.controls]
+
+
+def _of_layout(component: str, control: Control) -> str:
+    """A component's name among a card's traces."""
+    return component if control.layout is None else f"{component}-{control.layout}"
+
+
+def _encoded_controls(recipe: Recipe) -> int:
+    """Control images that are read as latents: those of FLUX."""
+    return sum(control.layout is not None for control in recipe.controls)
 
 
 def _latents_bytes(stage: Stage, card: Card, recipe: Recipe) -> int:
@@ -280,6 +314,8 @@ def _latents_bytes(stage: Stage, card: Card, recipe: Recipe) -> int:
     copies = _OWN_COPIES + (_SKIP_COPIES if skips else 0)
     copies += _HISTORY_COPIES.get(recipe.scheduler, 0)
     each_bytes = _FLOAT_COPIES * _FLOAT_BYTES + copies * dtype_bytes(recipe)
+    if encoded := _encoded_controls(recipe):  # one in float32 while its tokens are made
+        each_bytes += encoded * dtype_bytes(recipe) + _FLOAT_BYTES
     return int(_latent_numbers(stage, card) * each_bytes)
 
 
@@ -316,8 +352,9 @@ def _edge_bytes(component: str, stage: Stage, card: Card, rows: int) -> int:
 
 def _calls(stage: Stage, recipe: Recipe) -> Sequence[tuple[str, int]]:
     """The components of a stage and how often each runs."""
-    calls = stage.steps * denoiser_calls_per_step(stage)
-    made = [] if stage.strength is None else [("encoder", 1)]
+    calls = stage.steps * stage.calls_per_step
+    encoded = _encoded_controls(recipe) + (stage.strength is not None)
+    made = [("encoder", encoded)] if encoded else []
     made.append(("denoiser", calls))
     if recipe.method == "skip" and stage.kind == "upscale" and stage.ratio > 1:
         made.append((_DILATED, calls))
@@ -332,12 +369,16 @@ def _trace(name: str, stage: Stage, card: Card, recipe: Recipe) -> Trace:
     if name in ("encoder", "decoder"):
         trace = card.trace(name, dtype)
         return unpooled(trace) if recipe.vae_attention == "exact" else trace
-    denoiser = card.trace("controlled" if recipe.controls else "denoiser", dtype, stage.attention)
+    # Several are of one layout: `hirescli.planning.choices`.
+    read = _of_layout("controlled", recipe.controls[0]) if recipe.controls else "denoiser"
+    if card.family == "flux" and recipe.image_prompts:  # a UNet's are not worth counting
+        read += f"-ip{len(recipe.image_prompts)}"
+    denoiser = card.trace(read, dtype, stage.attention)
     if name == _DILATED:
         denoiser = dilated(denoiser, stage.ratio)
     if not recipe.controls:
         return denoiser
-    return controlled(denoiser, [card.trace("controlnet", dtype)] * len(recipe.controls))
+    return controlled(denoiser, _controlnet_traces(card, recipe))
 
 
 def _components(
@@ -364,15 +405,16 @@ def _component(
         return _tiled_decoder(stage, card=card, recipe=recipe, budgets=budgets)
     factor = card.vae_factor if name == "encoder" else 1
     own_rows = None if rows is None else component_rows(name, rows, card)
+    packs = card.packs if name in _DENOISERS else 1
     schedule = make_schedule(
         _trace(name, stage, card, recipe),
-        stage.latent_height * factor,
-        stage.latent_width * factor,
+        stage.latent_height * factor // packs,
+        stage.latent_width * factor // packs,
         stores=stores_of(name, stage, card=card, recipe=recipe, rows=rows, budgets=budgets),
         rows=own_rows,
         most_work_bytes=CPU_WORK_BYTES if budgets.host_bytes is None else None,
         loads_weights=budgets.loads_weights,
-        flops_per_second=flops_per_second(card, recipe, budgets),
+        flops_per_second=flops_per_second(name, card=card, recipe=recipe, budgets=budgets),
     )
     return ComponentCost(name, calls, schedule, _edge_bytes(name, stage, card, rows or 1))
 
@@ -394,7 +436,7 @@ def _tiled_decoder(stage: Stage, *, card: Card, recipe: Recipe, budgets: Budgets
     )
     schedule = tiled_schedule(
         _trace(_TILED, stage, card, recipe), tiling, stores=stores,
-        flops_per_second=flops_per_second(card, recipe, budgets),
+        flops_per_second=flops_per_second(_TILED, card=card, recipe=recipe, budgets=budgets),
     )  # fmt: skip
     needed_bytes = schedule.peak_bytes[stores[0].name]
     if needed_bytes > stores[0].budget_bytes:
@@ -404,12 +446,13 @@ def _tiled_decoder(stage: Stage, *, card: Card, recipe: Recipe, budgets: Budgets
     return ComponentCost(_TILED, 1, schedule, 0)
 
 
-def flops_per_second(card: Card, recipe: Recipe, budgets: Budgets) -> float:
-    """An estimate for the machine."""
+def flops_per_second(component: str, *, card: Card, recipe: Recipe, budgets: Budgets) -> float:
+    """An estimate for the machine, in the dtype that the component is computed in."""
     assert recipe.threads is not None, "the recipe is not resolved"
     if budgets.host_bytes is not None:
         return _GPU_FLOPS_PER_SECOND
-    return card.flops_per_second_per_core * recipe.threads
+    gain = _BFLOAT16_GAIN if _dtype(component, recipe) == "bfloat16" else 1.0
+    return card.flops_per_second_per_core * gain * recipe.threads
 
 
 def _dtype(component: str, recipe: Recipe) -> str:
@@ -423,6 +466,8 @@ def component_rows(name: str, rows: int, card: Card) -> int:
     """Rows of a component's input in a band, where the recipe's bands have `rows` latent rows."""
     if name == "encoder":
         return rows * card.vae_factor
+    if name in _DENOISERS:
+        return max(1, rows // card.packs)
     return max(1, rows // _DECODER_ROWS) if name == "decoder" else rows
 
 
@@ -433,14 +478,11 @@ def band_rows(all_stages: Sequence[Stage], *, card: Card, recipe: Recipe, budget
     asked = {each.name: each.schedule.rows for each in cost.components if each.name != _TILED}
     if "decoder" in asked:
         asked["decoder"] *= _DECODER_ROWS
+    for name in asked.keys() & set(_DENOISERS):
+        asked[name] *= card.packs
     if "encoder" in asked:
         asked["encoder"] = max(1, asked["encoder"] // card.vae_factor)
     return min(asked.values())
-
-
-def denoiser_calls_per_step(stage: Stage) -> int:
-    """Guidance asks the denoiser twice: with the prompt and with the negative prompt."""
-    return 2 if stage.guidance_scale > 1 else 1
 
 
 def disk_bytes(
@@ -472,7 +514,8 @@ def journal_bytes(cost: StageCost, card: Card, recipe: Recipe) -> int:
     stage = cost.stage
     latents = stage.latent_width * stage.latent_height * card.latent_channels
     calls = sum(each.calls for each in cost.components if each.name in _DENOISERS)
-    records = latents * (calls * dtype_bytes(recipe) + 2 * _FLOAT_BYTES)
+    kept = 2 + _encoded_controls(recipe)
+    records = latents * (calls * dtype_bytes(recipe) + kept * _FLOAT_BYTES)
     snapshots = max(
         min(each.memory_bytes, each.schedule.seconds * _SNAPSHOT_BYTES_PER_SECOND)
         for each in cost.components

@@ -22,6 +22,8 @@ DISK_BYTES_PER_SECOND = 0.5e9
 BUS_BYTES_PER_SECOND = 20e9  # between host and device
 _CGROUPS = Path("/sys/fs/cgroup")  # where Linux says how much memory a group may use
 _OWN_CGROUPS = Path("/proc/self/cgroup")
+_CPU_FACTS = Path("/proc/cpuinfo")
+_BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # the last is ARM's
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 
 
@@ -49,12 +51,15 @@ class Machine:
         cores: Cores that this process may use.
         memory_bytes: Installed memory, or the container's limit if that is less.
         devices: GPUs; empty unless asked for in `detect`.
+        fast_bfloat16: Whether its CPU multiplies bfloat16 itself; one that has to convert takes
+            longer for it than for float32.
         disk_free_bytes: Tells the free bytes of the file system that holds a path.
     """
 
     cores: int
     memory_bytes: int
     devices: tuple[Device, ...] = ()
+    fast_bfloat16: bool = True
     disk_free_bytes: Callable[[Path], int] = field(default=free_bytes, repr=False)
 
     @classmethod
@@ -64,7 +69,19 @@ class Machine:
             cores=_usable_cores(),
             memory_bytes=_installed_bytes(),
             devices=cuda_devices() if with_devices else (),
+            fast_bfloat16=_has_fast_bfloat16(),
         )
+
+
+def _has_fast_bfloat16(facts: Path = _CPU_FACTS) -> bool:
+    """Whether the system's `facts` name such instructions: of x86 or ARM on Linux."""
+    if sys.platform == "darwin":
+        return False  # torch has no kernels of this kind there
+    try:
+        words = set(facts.read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return False
+    return not words.isdisjoint(_BFLOAT16_FLAGS)
 
 
 def default_budget(machine: Machine) -> int:

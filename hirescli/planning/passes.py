@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hirescli.planning.states import PassStates
 from hirescli.planning.sweep import Sweep
 from hirescli.planning.trace import SizedOp
+
+_STATELESS = PassStates()
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Pass:
         stored_bytes: Peak of the values kept, for each store.
         flops: Floating-point operations.
         weights: Names of the weights it reads.
+        states: Its values without rows.
     """
 
     order: tuple[int, ...]
@@ -57,6 +61,12 @@ class Pass:
     stored_bytes: tuple[int, ...]
     flops: float
     weights: tuple[str, ...]
+    states: PassStates = _STATELESS
+
+    @property
+    def first_store_bytes(self) -> int:
+        """What it takes where bands are computed, beside what stands there all the time."""
+        return self.stored_bytes[0] + self.work_bytes + self.states.peak_bytes
 
     def sweep(self, ops: Sequence[SizedOp]) -> Sweep:
         """Its bands, from the top."""
@@ -74,8 +84,7 @@ class Schedule:
         stores: Where values can rest; the first is where bands are computed.
         kept: The store of every kept value, as an index into `stores`.
         rows: Band height in rows of the component's input.
-        state_bytes: Of reductions, what is made of them and other whole tensors, in the first
-            store.
+        standing_bytes: Of whole tensors that stand in the first store all the time.
         moved_bytes: Written to and read from the stores other than the first.
         plain_flops: What the whole-image call computes.
         seconds: Estimate of arithmetic and moves.
@@ -86,7 +95,7 @@ class Schedule:
     stores: tuple[Store, ...]
     kept: dict[int, int] = field(repr=False)
     rows: int
-    state_bytes: int
+    standing_bytes: int
     moved_bytes: int
     plain_flops: float
     seconds: float
@@ -97,14 +106,15 @@ class Schedule:
         return sum(each.flops for each in self.passes)
 
     @property
+    def state_bytes(self) -> int:
+        """The most that values without rows take in the first store."""
+        return self.standing_bytes + max(each.states.peak_bytes for each in self.passes)
+
+    @property
     def peak_bytes(self) -> dict[str, int]:
         """Peak of every store, by name."""
-        return {
-            store.name: _peak(self.passes, index, self.state_bytes)
-            for index, store in enumerate(self.stores)
-        }
-
-
-def _peak(passes: Sequence[Pass], store: int, state_bytes: int) -> int:
-    extra = state_bytes if store == 0 else 0
-    return extra + max(p.stored_bytes[store] + (p.work_bytes if store == 0 else 0) for p in passes)
+        first, *others = self.stores
+        peaks = {first.name: self.standing_bytes + max(p.first_store_bytes for p in self.passes)}
+        for index, store in enumerate(others, start=1):
+            peaks[store.name] = max(each.stored_bytes[index] for each in self.passes)
+        return peaks

@@ -270,10 +270,9 @@ def make_plan(
     """
     machine = machine or Machine.detect(with_devices=recipe.device != "cpu")
     asked = Recipe.from_fragments(recipe.model_dump())  # `model_copy` checks nothing
-    recipe = resolve(asked, card)
+    recipe = resolve(_placed(asked, card, machine), card)
     check_format(recipe.format, recipe.width_px, recipe.height_px)
     check_options(recipe)
-    recipe = _placed(recipe, machine)
     all_stages = stages(recipe, card)
     budgets, rows, costs = fitted(
         all_stages, card, recipe, machine,
@@ -297,15 +296,17 @@ def make_plan(
     )
 
 
-def _placed(recipe: Recipe, machine: Machine) -> Recipe:
-    """The recipe with the device and the threads that it runs on."""
+def _placed(recipe: Recipe, card: Card, machine: Machine) -> Recipe:
+    """The recipe with the device and the threads that it runs on, in numbers quick on these."""
     if recipe.device == "cuda" and not machine.devices:
         raise RequestError(
             "--device cuda: this machine has no GPU that nvidia-smi names; use --device cpu"
         )
     device = recipe.device or ("cuda" if machine.devices else "cpu")
     threads = recipe.threads or machine.cores
-    return recipe.model_copy(update={"device": device, "threads": threads})
+    slow = device == "cpu" and not machine.fast_bfloat16
+    dtype = recipe.dtype or ("float32" if slow else card.dtype)
+    return recipe.model_copy(update={"device": device, "threads": threads, "dtype": dtype})
 
 
 def _store_bytes(

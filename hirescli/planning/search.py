@@ -15,16 +15,28 @@ from copy import copy
 from dataclasses import dataclass, field
 
 from hirescli.planning.passes import Pass, Schedule, Store
+from hirescli.planning.states import PassStates, pass_states
 from hirescli.planning.sweep import Sweep, band_rows, work_bytes
 from hirescli.planning.trace import SizedOp
 
 
 @dataclass
 class _Use:
-    """What one pass computes and loads."""
+    """What one pass computes and loads.
+
+    Attributes:
+        computes, loads: Operations.
+        needs: Values without rows that its bands read.
+        gathers: Values that its bands read all rows of.
+        finest_rows: The most rows that one of its operations has.
+        flops: Of what it computes.
+    """
 
     computes: frozenset[int]
     loads: frozenset[int]
+    needs: frozenset[int]
+    gathers: frozenset[int]
+    finest_rows: int
     flops: float
 
 
@@ -57,6 +69,11 @@ class Search:
     def start(self, keep_in: int | None) -> None:
         """Keep every anchor that a later pass needs, then leave out those that cost nothing."""
         self.depth = _depths(self.ops)
+        self._inputs = [sized.op.inputs for sized in self.ops]
+        self._stateful = frozenset(
+            i for i, sized in enumerate(self.ops) if sized.op.kind in ("reduction", "resident")
+        )
+        self._known_states: dict[int, PassStates] | None = None
         first = keep_in or 0
         self._folds: dict[int, list[int]] = {}
         for index, sized in enumerate(self.ops):
@@ -64,8 +81,10 @@ class Search:
                 self._folds.setdefault(self.depth[index] - 1, []).append(index)
         # Attention needs its keys and values whole, so they must rest somewhere. A view of
         # what is kept would be made again for every band of queries.
-        self.pinned = frozenset(s.op.inputs[0] for s in self.ops if s.op.kind == "gather")
-        self._gather_last = self._last_uses_of_gathers()
+        self._gathered = {
+            i: s.op.inputs[0] for i, s in enumerate(self.ops) if s.op.kind == "gather"
+        }
+        self.pinned = frozenset(self._gathered.values())
         self._out_passes = {k: [o for o in self.outputs if self.depth[o] == k] for k in self._all}
         self.kept = dict.fromkeys((p for p in self.pinned if not self._is_input(p)), first)
         self._keep_anchors(first)
@@ -90,13 +109,26 @@ class Search:
         """The largest work of a pass."""
         return max(self._work(k) for k in self.uses)
 
+    def forget_states(self) -> None:
+        """What passes do has changed."""
+        self._known_states = None
+
+    @property
+    def _states(self) -> dict[int, PassStates]:
+        """Values without rows, by pass."""
+        if self._known_states is None:
+            needs = {k: use.needs for k, use in self.uses.items()}
+            self._known_states = pass_states(self.ops, self.depth, needs)
+        return self._known_states
+
     def _is_input(self, op: int) -> bool:
         return self.ops[op].op.kind == "input"
 
     # What passes do
 
     def _keep_anchors(self, store: int) -> None:
-        for k in self._all:
+        # From the last pass on: what it wants kept, an earlier one makes from what it wants kept.
+        for k in reversed(self._all):
             waiting, seen = list(self._targets(k)), set()
             while waiting:
                 op = waiting.pop()
@@ -130,9 +162,15 @@ class Search:
             computes.add(op)
             waiting.extend(self._banded_inputs(op))
         flops = math.fsum(self.ops[op].row_flops * self.ops[op].swept_rows for op in computes)
-        return _Use(frozenset(computes), frozenset(loads), flops)
+        needs = frozenset(i for op in computes for i in self._inputs[op] if i in self._stateful)
+        gathers = frozenset(
+            self._gathered[i] for op in computes for i in self._inputs[op] if i in self._gathered
+        )
+        finest_rows = max((self.ops[op].swept_rows for op in computes | loads), default=0)
+        return _Use(frozenset(computes), frozenset(loads), needs, gathers, finest_rows, flops)
 
     def _recount(self, passes: Iterable[int]) -> None:
+        self.forget_states()
         for k in passes:
             use = self._use(k)
             if use.computes or use.loads:
@@ -144,23 +182,22 @@ class Search:
     def _users(self, op: int) -> list[int]:
         return [k for k, use in self.uses.items() if op in use.loads]
 
-    # Lifetimes
+    def _reads(self, op: int) -> int:
+        """How often all rows of a value are read: what is gathered, once for every band."""
+        bands = (
+            math.ceil(self._finest_rows(k) / self._band_rows(k))
+            for k, use in self.uses.items()
+            if op in use.gathers
+        )
+        return max(1, len(self._users(op)) + sum(bands))
 
-    def _last_uses_of_gathers(self) -> dict[int, int]:
-        """The last pass in which a gathered value is read, by the value."""
-        last: dict[int, int] = {}
-        for index, sized in enumerate(self.ops):
-            for i in sized.op.inputs:
-                if self.ops[i].op.kind == "gather":
-                    value = self.ops[i].op.inputs[0]
-                    last[value] = max(last.get(value, 0), self.depth[index])
-        return last
+    # Lifetimes
 
     def _last_uses(self) -> dict[int, int]:
         """The last pass that reads each kept value."""
-        last = {op: max(self.depth[op], self._gather_last.get(op, 0)) for op in self.kept}
+        last = {op: self.depth[op] for op in self.kept}
         for k, use in self.uses.items():
-            for op in use.loads & last.keys():
+            for op in (use.loads | use.gathers) & last.keys():
                 last[op] = max(last[op], k)
         return last
 
@@ -181,7 +218,9 @@ class Search:
         dying = {k: [0] * count for k in self.uses}
         for op, store in self.kept.items():
             size = self._bytes(op)
-            for k in self.uses:
+            for k in range(self.depth[op], last[op] + 1):
+                if k not in self.uses:
+                    continue
                 if self.depth[op] < k < last[op] or (k == last[op] and op in self.pinned):
                     through[k][store] += size
                 elif k == self.depth[op]:
@@ -212,9 +251,8 @@ class Search:
 
     def _weights(self, k: int) -> set[str]:
         """Names of the weights that pass k reads."""
-        computes = self.uses[k].computes
-        resident = {i for op in computes for i in self.ops[op].op.inputs}
-        return {w for op in computes | resident for w in self.ops[op].op.weights}
+        resident = {each.op for each in self._states[k].prepares}
+        return {w for op in self.uses[k].computes | resident for w in self.ops[op].op.weights}
 
     def _weights_bytes(self, k: int) -> int:
         """Of those that pass k loads."""
@@ -233,20 +271,16 @@ class Search:
         return band_rows(self.rows, finest_rows=self._finest_rows(k), input_rows=self.rows_in)
 
     def _finest_rows(self, k: int) -> int:
-        use = self.uses[k]
-        return max(self.ops[op].swept_rows for op in use.computes | use.loads)
+        return self.uses[k].finest_rows
 
     def peak(self, store: int) -> int:
         """Peak bytes of a store."""
         stored = self._stored()
-        states = self._state_bytes if store == 0 else 0
-        return states + max(
-            stored[k][store] + (self._work(k) if store == 0 else 0) for k in self.uses
-        )
+        return max(stored[k][store] + (self._beside(k) if store == 0 else 0) for k in self.uses)
 
-    @property
-    def _state_bytes(self) -> int:
-        return self.standing_bytes + sum(op.state_bytes for op in self.ops)
+    def _beside(self, k: int) -> int:
+        """Bytes in the first store beside kept values, in pass k."""
+        return self.standing_bytes + self._states[k].peak_bytes + self._work(k)
 
     # The search
 
@@ -304,12 +338,11 @@ class Search:
 
         With `drops`, values may also be computed again.
         """
-        states = self._state_bytes
         while True:
             stored = self._stored()
             over = {
                 (k, s): stored[k][s]
-                + (self._work(k) + states if s == 0 else 0)
+                + (self._beside(k) if s == 0 else 0)
                 - self.stores[s].budget_bytes
                 for k in self.uses
                 for s in range(len(self.stores))
@@ -351,8 +384,7 @@ class Search:
             alive = [k for k in self.uses if self.depth[op] <= k <= last]
             room = self.stores[target].budget_bytes - max(stored[k][target] for k in alive)
             if room >= size:
-                reads = max(1, len(self._users(op)))
-                yield size * (1 + reads) / self.stores[target].bytes_per_second, target
+                yield size * (1 + self._reads(op)) / self.stores[target].bytes_per_second, target
                 break
         if drops and op not in self.pinned:
             before = self._flops()
@@ -370,7 +402,7 @@ class Search:
         passes = tuple(self._pass(k, stored[k], last) for k in sorted(self.uses))
         moved = [0] * len(self.stores)  # values are written once, and read by every user
         for op, store in self.kept.items():
-            moved[store] += self._bytes(op) * (1 + max(1, len(self._users(op))))
+            moved[store] += self._bytes(op) * (1 + self._reads(op))
         if self.loaded:  # from the store behind the first
             moved[1] += sum(self._weights_bytes(k) for k in self.uses)
         moving_seconds = math.fsum(
@@ -382,10 +414,14 @@ class Search:
             stores=tuple(self.stores),
             kept=dict(self.kept),
             rows=self.rows,
-            state_bytes=self._state_bytes,
+            standing_bytes=self.standing_bytes,
             moved_bytes=sum(moved[1:]),
-            plain_flops=math.fsum(op.row_flops * op.swept_rows for op in self.ops),
-            seconds=self._flops() / self.flops_per_second + moving_seconds,
+            plain_flops=math.fsum(
+                op.row_flops * op.swept_rows + op.state_flops for op in self.ops
+            ),
+            seconds=(self._flops() + self._state_flops(range(len(self.ops))))
+            / self.flops_per_second
+            + moving_seconds,
         )
 
     def _pass(self, k: int, stored: list[int], last: dict[int, int]) -> Pass:
@@ -402,9 +438,13 @@ class Search:
             band_rows=self._band_rows(k),
             work_bytes=self._work(k),
             stored_bytes=tuple(stored),
-            flops=use.flops,
+            flops=use.flops + self._state_flops(each.op for each in self._states[k].prepares),
             weights=tuple(sorted(self._weights(k))),
+            states=self._states[k],
         )
+
+    def _state_flops(self, ops: Iterable[int]) -> float:
+        return math.fsum(self.ops[op].state_flops for op in ops)
 
 
 @dataclass
@@ -419,6 +459,7 @@ class _Undo:
 
     def __call__(self) -> None:
         self.search.kept[self.op] = self.store
+        self.search.forget_states()
         for k, use in self.uses.items():
             if use is None:
                 self.search.uses.pop(k, None)

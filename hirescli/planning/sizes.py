@@ -88,7 +88,11 @@ def _grown(base: Size, target: Size, card: Card) -> tuple[Size, ...]:
 
 
 def base_size(width_px: int, height_px: int, card: Card) -> tuple[int, int]:
-    """Size of the base: the target's aspect at about the native area, or a small target itself."""
+    """Size of the base: the target's aspect at about the native area, or a small target itself.
+
+    Raises:
+        RequestError: If the card's multiple is too coarse for that aspect.
+    """
     native_area = card.native_px**2
     if width_px * height_px <= native_area:
         return width_px, height_px
@@ -101,7 +105,12 @@ def base_size(width_px: int, height_px: int, card: Card) -> tuple[int, int]:
         if _LEAST_AREA <= area <= _MOST_AREA:
             distortion = abs(math.log(long_px / short_px / aspect))
             fits.append((round(distortion, 9), abs(math.log(area)), long_px, short_px))
-    assert fits, f"no base for {width_px}x{height_px} px: the card's multiple is too coarse"
+    if not fits:
+        raise RequestError(
+            f"size {format_pixels(width_px, height_px)} has no base stage: no picture of its "
+            f"shape near {card.native_px} px has sides that are multiples of {multiple_px} px; "
+            "use another --size"
+        )
     _, _, long_px, short_px = min(fits)
     # Rounding must not leave the base larger than the target.
     long_px, short_px = min(long_px, max(width_px, height_px)), min(short_px, width_px, height_px)

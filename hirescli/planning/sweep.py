@@ -214,7 +214,8 @@ def work_bytes(
             own = step.op not in read
             fresh[step.op] = (step.hi - step.lo) * ops[step.op].row_bytes if own else 0
             held += fresh[step.op]
-            peak = max(peak, held + copied + ops[step.op].scratch_bytes)
+            scratch = ops[step.op].scratch(step.hi - step.lo)
+            peak = max(peak, held + copied + scratch)
             for op in set(step.done_with).difference(written):
                 tail = max(0, band.done[op] - band.keep_from[op]) * ops[op].row_bytes
                 held -= fresh.pop(op, tail) - tail if op in fresh else 0

@@ -114,7 +114,7 @@ def tiled_schedule(
         stored_bytes=(0,) * len(stores), flops=flops, weights=(),
     )  # fmt: skip
     return Schedule(
-        ops=ops, passes=(only,), stores=tuple(stores), kept={}, rows=tiling.rows, state_bytes=0,
+        ops=ops, passes=(only,), stores=tuple(stores), kept={}, rows=tiling.rows, standing_bytes=0,
         moved_bytes=0, plain_flops=_flops(ops), seconds=flops / flops_per_second,
     )  # fmt: skip
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
+from hirescli.planning.scratch import clear_scratch_bytes
+
 Kind = Literal["input", "local", "reduction", "gather", "resident"]
 
 
@@ -87,6 +89,7 @@ class Pool:
 
 
 CONVOLUTION = "conv2d"  # the name of its operations
+CLEAR_ATTENTION = "clear attention"  # the same of CLEAR's
 CONSTANT = "constant."  # begins the names of whole tensors that are no parameters
 
 Reach = Window | Stretch | Pool | None  # None: row o reads row o
@@ -113,6 +116,8 @@ class Op:
         anchor: Whether keeping it saves arithmetic: activations and views never do.
         weights: Names of the weights and other whole tensors it reads.
         module: Where in the component it is called.
+        scratch_bytes: That one call takes beside its inputs and output, whatever the size.
+        px_scratch_bytes: The same for each pixel of the output; the larger of both counts.
     """
 
     kind: Kind
@@ -129,6 +134,8 @@ class Op:
     anchor: bool = False
     weights: tuple[str, ...] = ()
     module: str = ""
+    scratch_bytes: int = 0
+    px_scratch_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,8 @@ class SizedOp:
         row_bytes, row_flops: For each row.
         state_bytes: Of a reduction's or resident operation's state.
         scratch_bytes: That one call takes beside its inputs and output.
+        row_scratch_bytes: The same for each row; the larger of both counts.
+        state_flops: Of a resident operation, which is computed once.
     """
 
     op: Op
@@ -156,11 +165,17 @@ class SizedOp:
     row_flops: float
     state_bytes: int
     scratch_bytes: int = 0
+    row_scratch_bytes: int = 0
+    state_flops: float = 0.0
 
     @property
     def banded(self) -> bool:
         """Whether it has rows."""
         return self.rows > 0
+
+    def scratch(self, rows: int) -> int:
+        """Bytes that a call for so many rows takes beside its inputs and output."""
+        return max(self.scratch_bytes, rows * self.row_scratch_bytes)
 
     def reads(self, lo: int, hi: int, rows_in: int) -> tuple[int, int]:
         """Rows of a banded input of `rows_in` rows that output rows lo to hi read, unclipped."""
@@ -207,7 +222,7 @@ class Trace:
     def _scratch_bytes(self, op: Op) -> int:
         """On a CPU, oneDNN lays the weights of a convolution out anew for each call."""
         if op.name != CONVOLUTION:
-            return 0
+            return op.scratch_bytes
         return sum(self.weight_bytes[name] for name in op.weights)
 
     def to_json(self) -> str:
@@ -263,6 +278,10 @@ def _sized(op: Op, earlier: list[SizedOp], sizes: _Sizes, scratch_bytes: int) ->
         reach, level, rows, width = _output_size(op, banded[0], sizes)
     if rows:
         sizes.remember(level, (rows, width))
+    if op.name == CLEAR_ATTENTION and isinstance(reach, Window):
+        scratch_bytes = clear_scratch_bytes(
+            width=width, px=op.px, itemsize=op.itemsize, reach=reach.span
+        )
     folded = banded[0] if op.kind == "reduction" else None
     key_px = sum(k.rows * k.width for k in _gathered(op, earlier)) / 2  # of keys and values
     return SizedOp(
@@ -276,6 +295,8 @@ def _sized(op: Op, earlier: list[SizedOp], sizes: _Sizes, scratch_bytes: int) ->
         row_flops=(folded.width if folded else width) * (op.px_flops + op.px_key_flops * key_px),
         state_bytes=op.state_numbers * op.itemsize,
         scratch_bytes=scratch_bytes,
+        row_scratch_bytes=round(width * op.px_scratch_bytes),
+        state_flops=op.px_flops if op.kind == "resident" else 0.0,
     )
 
 
@@ -304,7 +325,8 @@ def _output_size(
 _SHORT = {  # attribute of an operation: its key in JSON
     "inputs": "in", "px": "px", "itemsize": "item", "px_flops": "flops",
     "px_key_flops": "key_flops", "state_numbers": "state", "anchor": "anchor",
-    "weights": "weights", "module": "module",
+    "weights": "weights", "module": "module", "scratch_bytes": "scratch",
+    "px_scratch_bytes": "px_scratch",
 }  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def test_a_base_stays_within_what_the_model_was_trained_at(size: tuple[int, int]
     if size[0] * size[1] > CARD.native_px**2:
         assert width_px * height_px >= 0.7 * CARD.native_px**2
         distortion = (width_px / height_px) / (size[0] / size[1])
-        assert 0.97 < distortion < 1.03
+        assert 0.93 < distortion < 1.07  # the model's multiple is an eighth of its native size
 
 
 @given(st.integers(4, 600), st.integers(4, 600))
@@ -72,17 +72,18 @@ def test_a_model_of_coarser_multiples(width: int, height: int) -> None:
 
 def test_powers_of_two_double() -> None:
     assert sizes(2048, 2048, CARD) == (
+        (64, 64),
         (128, 128),
         (256, 256),
         (512, 512),
         (1024, 1024),
         (2048, 2048),
     )
-    assert len(sizes(16384, 16384, CARD)) == 8
+    assert len(sizes(16384, 16384, CARD)) == 9
 
 
 def test_a_target_below_native_is_the_base() -> None:
-    assert sizes(96, 128, CARD) == ((96, 128),)
+    assert sizes(48, 64, CARD) == ((48, 64),)
 
 
 def test_stages_take_steps_guidance_and_strengths_in_order() -> None:
@@ -90,11 +91,11 @@ def test_stages_take_steps_guidance_and_strengths_in_order() -> None:
         {"prompt": "a sea", "size": 4096, "steps": 9, "upscale_steps": 3, "strengths": [0.5, 0.2]}
     )
     made = stages(recipe, CARD)
-    assert [stage.kind for stage in made] == ["base"] + ["upscale"] * 5
-    assert [stage.strength for stage in made] == [None, 0.5, 0.2, 0.2, 0.2, 0.2]
-    assert [stage.steps for stage in made] == [9, 3, 3, 3, 3, 3]
+    assert [stage.kind for stage in made] == ["base"] + ["upscale"] * 6
+    assert [stage.strength for stage in made] == [None, 0.5, 0.2, 0.2, 0.2, 0.2, 0.2]
+    assert [stage.steps for stage in made] == [9, 3, 3, 3, 3, 3, 3]
     assert made[0].guidance_scale == CARD.guidance_scale
-    assert made[1].guidance_scale == CARD.upscale_guidance_scale
+    assert made[1].guidance_scale == CARD.upscale_guidance_scale[0]
     assert (made[-1].latent_width, made[-1].latent_height) == (512, 512)
 
 
@@ -165,7 +166,7 @@ def test_a_strength_too_low_for_its_steps_is_refused() -> None:
 @pytest.mark.parametrize(
     ("size", "said"),
     [
-        ((7, 7), "below the least of 64 px.*work: 64x64"),
+        ((7, 7), "below the least of 32 px.*work: 32x32"),
         ((16385, 16385), "16385 px is not a multiple of 8 px.*work: 16384x16384 or 16392x16392"),
         ((16385, 16384), "width 16385 px.*work: 16384x16384 or 16392x16384"),
         ((10**9, 10**9), "above the limit of 1048576 px.*work: 1048576x1048576"),

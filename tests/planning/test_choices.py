@@ -7,6 +7,7 @@ import pytest
 
 from hirescli.errors import ConfigError, RequestError
 from hirescli.models.registry import find_card
+from hirescli.planning.cascade import choices_without_effect, stages
 from hirescli.planning.machine import Machine
 from hirescli.planning.output_cost import output_bytes
 from hirescli.planning.plan import Plan, check_disk_together, make_plan
@@ -38,11 +39,15 @@ def test_foreign_words_stay_foreign(prompt: str) -> None:
 @pytest.mark.parametrize(
     ("choices", "said"),
     [
-        ({"negative_prompt": "fog", "guidance_scale": 1.0}, "negative prompt has no effect"),
-        ({"size": 128, "strengths": [0.7]}, "--strengths has no effect"),
-        ({"size": 128, "upscale_steps": 9}, "--upscale-steps has no effect"),
-        ({"size": 128, "upscale_guidance_scale": 3.0}, "--upscale-guidance-scale has no effect"),
-        ({"size": 256, "strengths": [0.5, 0.4]}, "2 strengths for 1 doublings"),
+        (
+            {"negative_prompt": "fog", "guidance_scale": 1.0, "upscale_guidance_scale": 1.0},
+            "negative prompt has no effect",
+        ),
+        ({"size": 64, "strengths": [0.7]}, "--strengths has no effect"),
+        ({"size": 64, "upscale_steps": 9}, "--upscale-steps has no effect"),
+        ({"size": 64, "upscale_guidance_scale": 3.0}, "--upscale-guidance-scale has no effect"),
+        ({"size": 128, "strengths": [0.5, 0.4]}, "2 strengths for 1 doublings"),
+        ({"size": 128, "upscale_guidance_scale": [3, 2]}, "2 --upscale-guidance-scale for 1"),
     ],
 )
 def test_choices_without_effect_are_warned_of(choices: dict[str, Any], said: str) -> None:
@@ -61,6 +66,21 @@ def test_choices_without_effect_are_warned_of(choices: dict[str, Any], said: str
 )
 def test_choices_with_effect_are_not(choices: dict[str, Any]) -> None:
     assert plan(**choices).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("attention", "size", "said"),
+    [
+        ("full", 2048, "no effect with --attention full; leave one of the two out"),
+        ("auto", 1024, "quicker; use --attention linear"),
+    ],
+)
+def test_an_adapter_without_effect_is_said(attention: str, size: int, said: str) -> None:
+    card = find_card("flux-dev")
+    choices = {"model": card.name, "size": size, "attention": attention, "adapter": "clear-8"}
+    recipe = Recipe.from_fragments({"prompt": "a lake"}, choices)
+    (warning,) = choices_without_effect(recipe, card, stages(recipe, card))
+    assert said in warning
 
 
 @pytest.mark.parametrize("size", [128, 256, 1024])

@@ -16,12 +16,13 @@ from hirescli.recipe import Recipe
 
 CARD = find_card("builtin")
 UPSCALE = Stage(1, "upscale", 2048, 1024, 256, 128, 0.3, 4, 1.0)
-BASE = Stage(0, "base", 256, 256, 32, 32, None, 30, 4.0)
+BASE = Stage(0, "base", 256, 256, 32, 32, None, 30, 4.0, calls_per_step=2)
 PLENTY = 10**15
 
 
 def recipe(**choices: object) -> Recipe:
-    asked = Recipe.from_fragments({"prompt": "a", "size": 2048, "threads": 2}, choices)
+    made = {"prompt": "a", "size": 2048, "threads": 2, "dtype": "float32"}
+    asked = Recipe.from_fragments(made, choices)
     return resolve(asked, CARD)
 
 

@@ -70,6 +70,27 @@ def test_weights_of_controlnets_are_loaded_for_each_pass() -> None:
     assert denoiser.schedule.moved_bytes > moved == controlnet_bytes()
 
 
+# LoRAs
+
+
+def test_loras_take_memory_while_they_are_added_to_the_weights() -> None:
+    """One at a time, on the host, whatever the device; the largest one counts."""
+    small, large = ({"path": f"{n}.safetensors", "size_bytes": n * 10**6} for n in (40, 150))
+    layer_bytes = 12 * 9 * 1280**2
+    for gpu_bytes in (None, LARGE, SMALL):
+        plain, one, two = (plan(gpu_bytes, loras=own) for own in ([], [small], [small, large]))
+        before, after, both = (
+            base_bytes(made)
+            if gpu_bytes is None
+            else made.store_bytes["host"] - resting_bytes(made)
+            for made in (plain, one, two)
+        )
+        assert after - before == 2 * 40 * 10**6 + layer_bytes
+        assert both - before == 2 * 150 * 10**6 + layer_bytes
+        if gpu_bytes is not None:
+            assert base_bytes(two) == base_bytes(plain)
+
+
 # Image prompts
 
 

@@ -1,8 +1,12 @@
+import sys
 from pathlib import Path
+
+import pytest
 
 from hirescli.planning.machine import (
     Device,
     Machine,
+    _has_fast_bfloat16,
     default_budget,
     free_bytes,
     memory_limits,
@@ -48,3 +52,21 @@ def test_devices_are_read_from_the_drivers_tool() -> None:
         Device("NVIDIA Big", 40960 * 2**20),
         Device("Odd, Name", 2**30),
     )
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="torch has no such kernels there")
+@pytest.mark.parametrize(
+    ("line", "fast"),
+    [
+        ("flags\t\t: fpu avx512f avx512_vnni", False),
+        ("flags\t\t: fpu avx512f avx512_bf16", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile", True),
+        ("Features\t: fp asimd bf16 i8mm", True),
+        ("Features\t: fp asimd i8mm", False),
+    ],
+)
+def test_bfloat16_is_in_the_facts_of_the_cpu(tmp_path: Path, line: str, fast: bool) -> None:
+    facts = tmp_path / "cpuinfo"
+    facts.write_text(f"processor\t: 0\nmodel name\t: a CPU\n{line}\n")
+    assert _has_fast_bfloat16(facts) is fast
+    assert not _has_fast_bfloat16(tmp_path / "none")

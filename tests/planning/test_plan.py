@@ -63,7 +63,7 @@ def test_cores_change_the_time_only() -> None:
 
 def test_the_plan_is_json() -> None:
     data = json.loads(plan().to_json())
-    assert [stage["width_px"] for stage in data["stages"]] == [128, 256, 512, 1024]
+    assert [stage["width_px"] for stage in data["stages"]] == [64, 128, 256, 512, 1024]
     assert data["store_bytes"]["host"] == max(s["memory"]["peak_bytes"] for s in data["stages"])
     assert data["recipe_hash"] == plan().recipe.hash
 
@@ -207,11 +207,13 @@ def test_foreign_prompts_are_warned_of() -> None:
     assert plan(prompt="Mountains at dawn").warnings == ()
     (warning,) = plan(prompt="a red bicycle").warnings
     assert "--model" in warning
-    assert len(plan(prompt="a sea", size=64).warnings) == 1
+    assert len(plan(prompt="a sea", size=32).warnings) == 1
 
 
 def test_unknown_models_are_refused() -> None:
-    assert [card.name for card in cards()] == ["builtin", "sd15", "sd21", "sdxl"]
+    assert [card.name for card in cards()] == [
+        "builtin", "flux-dev", "flux-schnell", "sd15", "sd21", "sd35-large", "sd35-medium", "sdxl",
+    ]  # fmt: skip
     with pytest.raises(RequestError, match='model "stabilityai/sdxl" is not known: use one of'):
         find_card("stabilityai/sdxl")
 
