@@ -8,6 +8,7 @@ Kinds:
     wide: whole compositions, what the base stage draws.
     crop: quarters of compositions rendered twice as large, what the first doubling sees.
     close, detail: near views rendered at their own scale, what later doublings see.
+    photo: squares of photographs, which are cut, not rendered; only who asks for them gets any.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
 PICTURE_PX = 256
 PICTURES_PER_SHARD = 256
 KINDS = ("wide", "crop", "close", "detail")
+PHOTO = "photo"
 LENS_SIGMA_PX = 0.6
 HELD_OUT_SEED = 1 << 40  # seeds from here on are never trained on
 
 Pictures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Captioned = tuple[Pictures, list[str]]
 
 
 def soften(picture: Pictures) -> Pictures:
@@ -43,7 +46,7 @@ def soften(picture: Pictures) -> Pictures:
     return rounded
 
 
-def render_one(kind: str, seed: int) -> list[tuple[Pictures, list[str]]]:
+def render_one(kind: str, seed: int) -> list[Captioned]:
     """Pictures (256, 256, 3) of one kind with their captions; ``crop`` gives four, others one."""
     from hirescli.training.scenes import render
 
@@ -60,16 +63,26 @@ def render_one(kind: str, seed: int) -> list[tuple[Pictures, list[str]]]:
 
 def render_shard(folder: Path, kind: str, number: int, *, held_out: bool = False) -> None:
     """Write shard ``number`` of ``kind``, unless it is there."""
-    target = folder / f"{kind}-{number:05d}.npy"
+    target = folder / shard_name(kind, number)
     if target.exists():
         return
     first_seed = (HELD_OUT_SEED if held_out else 0) + number * PICTURES_PER_SHARD
     first_seed += KINDS.index(kind) << 32  # no two kinds share a seed
-    made: list[tuple[Pictures, list[str]]] = []
+    made: list[Captioned] = []
     seed = first_seed
     while len(made) < PICTURES_PER_SHARD:
         made += render_one(kind, seed)
         seed += 1
+    write_shard(target, made)
+
+
+def shard_name(kind: str, number: int) -> str:
+    """Of the file of pictures."""
+    return f"{kind}-{number:05d}.npy"
+
+
+def write_shard(target: Path, made: Sequence[Captioned]) -> None:
+    """Write pictures (256, 256, 3) with their captions as a shard."""
     captions = json.dumps([captions for _, captions in made])
     target.with_suffix(".json").write_text(captions, encoding="utf-8")
     partial = target.with_suffix(".partial")
@@ -121,6 +134,56 @@ def finished_shards(folder: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
 
 
 def load_shard(path: Path) -> tuple[Pictures, list[list[str]]]:
-    """Pictures (N, 256, 256, 3), mapped not read, and N lists of captions."""
-    captions = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    return np.load(path, mmap_mode="r"), captions
+    """Pictures (N, 256, 256, 3), mapped not read, and N lists of captions.
+
+    Raises:
+        RequestError: If either file is missing, damaged or of something else, or they differ in
+            number.
+    """
+    pictures, captions = load_pictures(path), _load_captions(path.with_suffix(".json"))
+    if len(pictures) != len(captions):
+        raise RequestError(
+            f"{path} has {len(pictures)} pictures and {len(captions)} captions; remove both "
+            "files, and make the shard again"
+        )
+    return pictures, captions
+
+
+def load_pictures(path: Path) -> Pictures:
+    """Pictures (N, 256, 256, 3) of a shard, mapped not read; one or more.
+
+    Raises:
+        RequestError: If the file is missing, damaged or of something else.
+    """
+    try:
+        array: Pictures = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise RequestError(
+            f"shard {path} cannot be read: {error}; remove it, and make it again"
+        ) from error
+    whole = array.dtype == np.uint8 and array.shape[1:] == (PICTURE_PX, PICTURE_PX, 3)
+    if not whole or not len(array):
+        raise RequestError(
+            f"shard {path} holds {array.dtype} {array.shape}; pictures are uint8 "
+            f"(N, {PICTURE_PX}, {PICTURE_PX}, 3), one or more; remove it, and make it again"
+        )
+    return array
+
+
+def _load_captions(path: Path) -> list[list[str]]:
+    try:
+        captions: list[list[str]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"captions {path} of a shard cannot be read: {error}; remove the shard, and make it "
+            "again"
+        ) from error
+    if not isinstance(captions, list) or not all(_are_texts(each) for each in captions):
+        raise RequestError(
+            f"{path} holds no list of lists of captions; remove the shard, and make it again"
+        )
+    return captions
+
+
+def _are_texts(texts: object) -> bool:
+    return isinstance(texts, list) and bool(texts) and all(isinstance(t, str) for t in texts)

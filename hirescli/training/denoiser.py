@@ -1,9 +1,10 @@
 """Training of the built-in denoiser: v-prediction on latents of rendered pictures, resumable.
 
-A UNet with linear attention learns whole compositions at 16x16 latents (128 px, the base
-size), which are cheap, and in every fourth step pictures at 32x32: near views too, at the
-noise of the doublings, most of them degraded (shrunk and enlarged, clean latents as target).
-That is what the doublings ask: to add detail, where plain denoising would keep blur.
+A UNet with softmax attention, the teacher of the linear one, takes three lessons in turn. It
+learns whole compositions at 8x8 latents (64 px, the base size), which are cheap; and pictures at
+16x16 and 32x32, near views among them, under the noise of the doublings and most of them
+degraded (shrunk and enlarged, clean latents as target). That is what the doublings ask: to add
+detail, where plain denoising would keep blur.
 
 Legend: B batch, C latent channels, h and w latent rows and columns.
 
@@ -18,29 +19,32 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
-from hirescli.attention.linfusion import LinFusionAdapter, mount, unmount
 from hirescli.models.builtin.autoencoder import ThinAutoencoder
-from hirescli.models.builtin.text import TextEncoder
-from hirescli.training import trainer
-from hirescli.training.dataset import KINDS, finished_shards, load_shard
-from hirescli.training.trainer import Schedule, State, load_weights, read_state
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from hirescli.training import sheets, trainer
+from hirescli.training.dataset import finished_shards
+from hirescli.training.lessons import (
+    COMPOSITION,
+    LESSONS,
+    LatentShards,
+    Lesson,
+    Sampler,
+    TextTable,
+)
+from hirescli.training.trainer import (
+    Schedule,
+    State,
+    compile_on_gpu,
+    load_weights,
+    read_state,
+)
 
 MAX_SIGNAL_TO_NOISE = 5.0
-TIMESTEPS = 1000
-DOUBLING_TIMESTEPS = (20, 600)  # where image-to-image of the doublings begins and ends
-SUFFIX = {"wide": "", "crop": ", close view", "close": "", "detail": ""}
 CHANNELS = (64, 128, 256)
 
 
@@ -48,28 +52,32 @@ CHANNELS = (64, 128, 256)
 class DenoiserRun(Schedule):
     """Settings of a training run; `channels` are the widths of the UNet's three levels.
 
-    A step sees ``batch`` whole compositions at 16x16 latents or ``full_batch`` pictures at 32x32.
+    Steps take `lessons` in turn; `batch_scale` multiplies the batches of all of them, for
+    machines that fill slowly.
     """
 
-    steps: int = 5_300
-    full_every: int = 4
-    batch: int = 32
-    full_batch: int = 12
+    steps: int = 6_000
     learning_rate: float = 6e-4
-    warmup_steps: int = 300
+    warmup_steps: int = 200
+    ema: float = 0.9995
     caption_dropout: float = 0.1
-    degraded_share: float = 0.7
-    wide_share: float = 0.5
     save_every_seconds: float = 180.0
+    batch_scale: int = 1
     channels: tuple[int, int, int] = CHANNELS
+    lessons: tuple[Lesson, ...] = LESSONS
 
 
 def new_unet(
     latent_channels: int = 16, channels: tuple[int, int, int] = CHANNELS
 ) -> UNet2DConditionModel:
-    """The built-in denoiser, fresh: three levels, cross-attention to states of 384 channels."""
+    """The built-in denoiser, fresh: three levels, softmax self-attention at the lower two.
+
+    The text reaches it twice: its token states (384 channels) by cross-attention, and pooled by
+    a small attention of its own, added to the time's embedding, which scales and shifts every
+    residual block: so the subject is known everywhere at once, also where no attention is.
+    """
     return UNet2DConditionModel(  # type: ignore[no-any-return]
-        sample_size=16,
+        sample_size=COMPOSITION.latent_px,
         in_channels=latent_channels,
         out_channels=latent_channels,
         block_out_channels=channels,
@@ -78,6 +86,9 @@ def new_unet(
         layers_per_block=1,
         cross_attention_dim=384,
         attention_head_dim=4,  # diffusers reads it as the number of heads
+        resnet_time_scale_shift="scale_shift",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=6,
     )
 
 
@@ -96,64 +107,6 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def degrade(x: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) shrunk and enlarged by two, as a doubling sees them."""
-    small = F.avg_pool2d(x, 2)
-    return F.interpolate(small, scale_factor=2.0, mode="bicubic").clamp(-1, 1)
-
-
-class LatentShards:
-    """Latents of every rendered picture, in memory: clean, degraded, and at half the size."""
-
-    def __init__(self, folder: Path, autoencoder: ThinAutoencoder) -> None:
-        self.folder, self.autoencoder = folder, autoencoder
-        self.seen: set[Path] = set()
-        self.clean: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
-        self.degraded: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
-        self.small: list[Tensor] = []
-        self.captions: dict[str, list[list[str]]] = {kind: [] for kind in KINDS}
-        self.refresh()
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Take up shards that were not there before."""
-        finished_shards(self.folder, ["wide"])  # without these there is nothing for a base
-        for path in finished_shards(self.folder):
-            if path in self.seen:
-                continue
-            self.seen.add(path)
-            kind = path.name.split("-")[0]
-            pictures, captions = load_shard(path)
-            for chunk in np.array_split(pictures, 8):
-                # A copy: the shard is mapped read-only, and torch knows no such tensors.
-                x = torch.from_numpy(np.array(chunk)).permute(0, 3, 1, 2)
-                x = x.float() / 127.5 - 1.0
-                self.clean[kind] += self._latents(x)
-                self.degraded[kind] += self._latents(degrade(x))
-                if kind == "wide":
-                    self.small += self._latents(F.avg_pool2d(x, 2))
-            self.captions[kind] += [[c + SUFFIX[kind] for c in texts] for texts in captions]
-
-    def _latents(self, x: Tensor) -> list[Tensor]:
-        return list(self.autoencoder.encoder(x).half())
-
-
-class CachedText:
-    """Text states of captions, each computed once; (48, 384) in half precision."""
-
-    def __init__(self) -> None:
-        self.encoder, self.states = TextEncoder.load(), dict[str, Tensor]()
-
-    @torch.no_grad()
-    def __call__(self, captions: Sequence[str]) -> Tensor:
-        """States (B, 48, 384), float32."""
-        new = sorted({caption for caption in captions if caption not in self.states})
-        if new:
-            for caption, state in zip(new, self.encoder.encode(new), strict=True):
-                self.states[caption] = state.half()
-        return torch.stack([self.states[caption] for caption in captions]).float()
-
-
 def v_loss(v: Tensor, x_t: Tensor, x_0: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
     """Weighted squared error of the prediction (B, C, h, w); alpha and sigma are (B, 1, 1, 1).
 
@@ -164,50 +117,6 @@ def v_loss(v: Tensor, x_t: Tensor, x_0: Tensor, alpha_t: Tensor, sigma_t: Tensor
     noise_to_signal = sigma_t.square() / alpha_t.square().clamp(min=1e-8)
     weight = (MAX_SIGNAL_TO_NOISE * noise_to_signal).clamp(max=1)
     return (weight * (v - wanted).square()).mean()
-
-
-class Sampler:
-    """Draws training batches from latents and captions."""
-
-    def __init__(
-        self, shards: LatentShards, text: CachedText, run: DenoiserRun, seed: int
-    ) -> None:
-        self.shards, self.text, self.run = shards, text, run
-        self.random = np.random.default_rng(seed)
-
-    def small(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x_0, what noise is added to, text states and timesteps of whole small pictures."""
-        count = self.run.batch
-        index = self.random.integers(len(self.shards.small), size=count)
-        x_0 = torch.stack([self.shards.small[i] for i in index]).float()
-        text = self.text([self._caption("wide", int(i)) for i in index])
-        return x_0, x_0, text, torch.randint(0, TIMESTEPS, (count,))
-
-    def full(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same at 32x32, near views and degraded pictures among them."""
-        clean, begun, captions = [], [], []
-        for _ in range(self.run.full_batch):
-            kind = self._kind()
-            i = int(self.random.integers(len(self.shards.clean[kind])))
-            bad = self.random.random() < self.run.degraded_share
-            clean.append(self.shards.clean[kind][i])
-            begun.append((self.shards.degraded if bad else self.shards.clean)[kind][i])
-            captions.append(self._caption(kind, i))
-        timesteps = torch.randint(*DOUBLING_TIMESTEPS, (self.run.full_batch,))
-        x_0 = torch.stack(clean).float()
-        return x_0, torch.stack(begun).float(), self.text(captions), timesteps
-
-    def _kind(self) -> str:
-        near = [kind for kind in KINDS if kind != "wide" and self.shards.clean[kind]]
-        if not near or self.random.random() < self.run.wide_share:
-            return "wide"
-        return near[self.random.integers(len(near))]
-
-    def _caption(self, kind: str, index: int) -> str:
-        if self.random.random() < self.run.caption_dropout:
-            return ""
-        texts = self.shards.captions[kind][index]
-        return texts[self.random.integers(len(texts))]
 
 
 class DenoiserTraining:
@@ -228,29 +137,49 @@ class DenoiserTraining:
     ) -> None:
         torch.manual_seed(0)
         finished_shards(data, ["wide"])  # before anything heavy
-        self.run = run
-        self.unet, _ = _with_adapter(run.channels)
-        self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+        self.run, self.device = run, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.unet = new_unet(channels=run.channels)
+        self.unet.to(self.device, memory_format=torch.channels_last)  # type: ignore[arg-type]
         self.state = State(state_path, self.unet, self.unet.parameters(), run, weight_decay=0.01)
-        self.alpha_bar = new_scheduler().alphas_cumprod
-        shards = LatentShards(data, autoencoder)
-        self.sampler = Sampler(shards, CachedText(), run, seed=self.state.step)
+        compile_on_gpu(self.unet, self.device)
+        self.alpha_bar = new_scheduler().alphas_cumprod.to(self.device)
+        shards = LatentShards(data, autoencoder, run.lessons, self.device)
+        self.sampler = Sampler(
+            shards, TextTable(self.device), caption_dropout=run.caption_dropout,
+            seed=self.state.step,
+        )  # fmt: skip
+        self.samples = self._samples(autoencoder)
+
+    def _samples(self, autoencoder: ThinAutoencoder) -> sheets.Samples:
+        averaged = new_unet(channels=self.run.channels).requires_grad_(requires_grad=False)
+        averaged.to(self.device, memory_format=torch.channels_last)  # type: ignore[arg-type]
+        encode = self.sampler.text.encoder.encode
+        return sheets.Samples(
+            averaged, autoencoder.to(self.device), new_scheduler(),  # type: ignore[arg-type]
+            text=encode(sheets.PROMPTS).to(self.device), empty=encode([""]).to(self.device),
+        )  # fmt: skip
 
     def loss(self) -> Tensor:
-        """The loss of the next batch, small or full in turn."""
-        full = (self.state.step + 1) % self.run.full_every == 0
-        x_0, begun, text, timesteps = self.sampler.full() if full else self.sampler.small()
+        """The loss of the next batch, of the lessons in turn."""
+        lesson = self.run.lessons[self.state.step % len(self.run.lessons)]
+        batch = self.sampler.batch(lesson, lesson.batch * self.run.batch_scale)
+        x_0, begun, timesteps = batch.x_0, batch.begun, batch.timesteps
         alpha_bar = self.alpha_bar[timesteps].view(-1, 1, 1, 1)
         alpha_t, sigma_t = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         x_t = alpha_t * begun + sigma_t * torch.randn_like(begun)
         x_t = x_t.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            v = self.unet(x_t, timesteps, text).sample
+        with torch.autocast(self.device.type, torch.bfloat16):
+            v = self.unet(x_t, timesteps, batch.text).sample
         return v_loss(v.float(), x_t, x_0, alpha_t, sigma_t)
 
     def report(self) -> dict[str, float]:
         """How many different captions it has read since it was started."""
-        return {"captions": len(self.sampler.text.states)}
+        return {"captions": len(self.sampler.text.rows)}
+
+    def sheet(self) -> Tensor:
+        """Samples of fixed prompts at 128 px: a base stage with guidance, doubled once."""
+        self.samples.unet.load_state_dict(self.state.average)
+        return self.samples.draw()
 
     def refresh(self) -> None:
         """Take up shards that were not there before."""
@@ -271,45 +200,32 @@ def train(
     Raises:
         RequestError: As `DenoiserTraining`.
     """
+    if trainer.is_at_end(state_path, run):
+        load(state_path)  # refuses what is another model's
+        log(trainer.line_at_end(run))
+        return
     training = DenoiserTraining(data, autoencoder, state_path, run)
     trainer.train(training, log=log, stop_after_seconds=stop_after_seconds)
 
 
-def load(state_path: Path) -> tuple[UNet2DConditionModel, LinFusionAdapter]:
-    """The averaged UNet, its adapter not mounted, of a training state; float32.
+def load(state_path: Path) -> UNet2DConditionModel:
+    """The averaged UNet of a training state, with softmax attention; float32.
 
     Raises:
         RequestError: If the file is no state of a denoiser.
     """
     state = read_state(state_path)
-    unet, adapter = _with_adapter(state["run"].get("channels", CHANNELS))
+    unet = new_unet(channels=state["run"].get("channels", CHANNELS))
     load_weights(unet, state["ema"], state_path)
-    unmount(unet)
-    for entry, module in zip(adapter.entries, adapter.children(), strict=True):
-        # The softmax attentions are not trained: they get the projections of the linear ones.
-        unet.get_submodule(entry.module_name).load_state_dict(
-            {k: v for k, v in module.state_dict().items() if not k.startswith(("to_q_", "to_k_"))}
-        )
-    return unet, adapter
+    return unet
 
 
 def export(state_path: Path, folder: Path) -> None:
-    """Write the averaged UNet, its adapter and the scheduler to ``folder`` in half precision.
+    """Write the averaged UNet and the scheduler to ``folder`` in half precision.
 
     Raises:
         RequestError: If the file is no state of a denoiser.
     """
-    unet, adapter = load(state_path)
-    for module, name in ((unet, "unet"), (adapter, "linfusion")):
-        half = module.half()  # type: ignore[no-untyped-call]
-        half.save_pretrained(folder / name, safe_serialization=True)
+    half = load(state_path).half()
+    half.save_pretrained(folder / "unet", safe_serialization=True)
     new_scheduler().save_pretrained(folder / "scheduler")
-
-
-def _with_adapter(
-    channels: tuple[int, int, int],
-) -> tuple[UNet2DConditionModel, LinFusionAdapter]:
-    unet = new_unet(channels=channels)
-    adapter = LinFusionAdapter.for_unet(unet, mid_dim_scale=4)
-    mount(unet, adapter)
-    return unet, adapter

@@ -1,7 +1,8 @@
 """What every training shares: optimiser, running average, schedule, and a state that resumes.
 
 A state is one file with the keys model, ema, optimizer, step and run. It is written whole, so a
-kill leaves the old one or the new one, and the same call goes on from it.
+kill leaves the old one or the new one, and the same call goes on from it. Beside it, under its
+name and ``.png``, lies a sheet of samples.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hirescli.errors import RequestError, RunError
+from hirescli.training.sheets import write_sheet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,6 +61,9 @@ class Training(Protocol):
     def report(self) -> dict[str, float]:
         """What to show beside step and loss; called after every save."""
 
+    def sheet(self) -> Tensor:
+        """Pictures (N, 3, H, W) in [-1, 1] that show the average's state; after every save."""
+
     def refresh(self) -> None:
         """Take up data that has appeared; called after every save."""
 
@@ -93,10 +98,9 @@ class State:
             self.parameters, lr=1.0, betas=(0.9, 0.99), weight_decay=weight_decay
         )
         self.average: dict[str, Tensor] = {}
+        self.start_average()
         if path.exists():
             self._resume(read_state(path))
-        else:
-            self.start_average()
 
     def start_average(self) -> None:
         """Begin the average at the model's weights as they are now."""
@@ -141,8 +145,16 @@ class State:
 
     def _resume(self, state: Mapping[str, Any]) -> None:
         load_weights(self.model, state["model"], self.path)
-        self.average, self.step = state["ema"], state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            for name, value in self.average.items():
+                value.copy_(state["ema"][name])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RequestError(
+                f"training state {self.path} is damaged: {str(error).splitlines()[0]}; name "
+                "another STATE file to start over"
+            ) from error
+        self.step = state["step"]
         torch.manual_seed(self.step)
 
 
@@ -168,9 +180,33 @@ def train(
             state.save()
             recent = losses[-_LOSSES_SHOWN:]
             log(_line(state.step, sum(recent) / len(recent), training.report(), now - began))
+            write_sheet(state.path.with_name(state.path.name + ".png"), training.sheet())
             if over:
                 break
             training.refresh()
+
+
+def is_at_end(path: Path, run: Schedule) -> bool:
+    """Whether a state is there and has all steps of the schedule behind it.
+
+    Raises:
+        RequestError: If the file is no state.
+    """
+    return path.is_file() and read_state(path)["step"] >= run.steps
+
+
+def line_at_end(run: Schedule) -> str:
+    """What is logged then, as JSON."""
+    return json.dumps({"step": run.steps, "note": "finished already; more --steps go on from it"})
+
+
+def compile_on_gpu(module: nn.Module, device: torch.device) -> None:
+    """Compile a module's forward and backward in place on a GPU, where many small kernels rule.
+
+    On a CPU compiling takes minutes and gains little. Names of parameters stay.
+    """
+    if device.type == "cuda":
+        module.compile()
 
 
 def cosine_learning_rate(step: int, *, steps: int, peak: float, warmup: int) -> float:
@@ -199,14 +235,18 @@ def write_state(path: Path, state: Mapping[str, object]) -> None:
         raise RunError(f"cannot write training state {path}: {error}") from error
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path, keys: Set[str] = frozenset(_KEYS)) -> dict[str, Any]:
     """Read a training state.
+
+    Args:
+        path: The file.
+        keys: What a state of this kind holds.
 
     Raises:
         RequestError: If it is missing, damaged, or no training state.
     """
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise RequestError(
             f"training state {path} cannot be read ({error.strerror or error}); name the STATE "
@@ -216,7 +256,9 @@ def read_state(path: Path) -> dict[str, Any]:
         raise RequestError(
             f"{path} is no training state, or damaged; name the STATE file of a training"
         ) from error
-    missing = _KEYS - set(state) if isinstance(state, dict) else _KEYS
+    missing = keys - set(state) if isinstance(state, dict) else set(keys)
+    if not missing and not isinstance(state["step"], int):
+        missing = {"step"}
     if missing:
         raise RequestError(
             f"{path} is no training state: {', '.join(sorted(missing))} missing; name the STATE "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,27 +10,51 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from hirescli.errors import RequestError
+from hirescli.attention.linfusion import LinFusionAdapter
+from hirescli.cli import train
+from hirescli.errors import RequestError, RunError
 from hirescli.models.builtin.autoencoder import ThinAutoencoder
 from hirescli.models.load import load as load_model
 from hirescli.models.registry import find_card
+from hirescli.models.safetensors_check import read_tensors
+from hirescli.models.sources import local_revision
+from hirescli.models.sums import check_sums
 from hirescli.training import autoencoder, denoiser
-from hirescli.training.autoencoder import AutoencoderRun
+from hirescli.training.autoencoder import AutoencoderRun, Crops
 from hirescli.training.dataset import PICTURE_PX, PICTURES_PER_SHARD, load_shard, render_shard
-from hirescli.training.denoiser import DenoiserRun, LatentShards, v_loss
+from hirescli.training.denoiser import DenoiserRun, v_loss
 from hirescli.training.export import export
+from hirescli.training.lessons import (
+    COMPOSITION,
+    DETAIL,
+    LESSONS,
+    LatentShards,
+    Lesson,
+    Sampler,
+    TextTable,
+)
+from hirescli.training.sheets import COLUMNS, PROMPTS, write_sheet
 from hirescli.training.trainer import cosine_learning_rate, read_state
 
 KEYS = {"model", "ema", "optimizer", "step", "run"}
+TINY = (
+    Lesson(latent_px=8, batch=2),
+    Lesson(latent_px=16, batch=2, degraded_share=0.5, near_share=0.5),
+)
 WIDTHS = (32, 32, 32)  # the least that group normalisation of 32 groups takes
 
 
-def write_shard(folder: Path, kind: str, *, count: int = 3, number: int = 0) -> None:
-    """A shard of smooth random pictures; rendering a real one takes minutes."""
+def write_shard(
+    folder: Path, kind: str, *, count: int = 3, number: int = 0, grey: int | None = None
+) -> None:
+    """A shard of smooth random pictures, or of one grey; rendering a real one takes minutes."""
     folder.mkdir(exist_ok=True)
     random = np.random.default_rng(number)
     coarse = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    if grey is not None:
+        coarse[:] = grey
     path = folder / f"{kind}-{number:05d}.npy"
     path.with_suffix(".json").write_text(json.dumps([["a lake", "water"]] * count))
     np.save(path, coarse.repeat(PICTURE_PX // 32, 1).repeat(PICTURE_PX // 32, 2))
@@ -57,7 +82,7 @@ def train_autoencoder(data: Path, held_out: Path, state: Path, steps: int, **mor
 
 def train_denoiser(data: Path, state: Path, steps: int, **more: float) -> list:
     lines: list[str] = []
-    run = DenoiserRun(steps=steps, batch=2, full_batch=2, full_every=2, channels=WIDTHS)
+    run = DenoiserRun(steps=steps, channels=WIDTHS, lessons=TINY)
     model = ThinAutoencoder(decoder_channels=(4, 4, 4), decoder_blocks=(0, 0, 0))
     denoiser.train(data, model, state, run, log=lines.append, **more)
     return [json.loads(line) for line in lines]
@@ -71,7 +96,10 @@ def test_autoencoder_trains_and_resumes(data: Path, held_out: Path, tmp_path: Pa
     assert (first["step"], second["step"]) == (3, 5)
     assert read_state(state)["run"]["steps"] == 5
     assert second["psnr_db"] > 10
-    assert train_autoencoder(data, held_out, state, 5) == []  # at its end: nothing to do
+    before = state.read_bytes()
+    (third,) = train_autoencoder(data / "gone", held_out, state, 5)  # it needs no shards then
+    assert (third["step"], "finished already" in third["note"]) == (5, True)
+    assert state.read_bytes() == before
 
     folder = tmp_path / "vae"
     made = autoencoder.export(state, folder)
@@ -98,6 +126,49 @@ def test_time_is_up(data: Path, held_out: Path, tmp_path: Path) -> None:
     assert line["step"] == read_state(tmp_path / "a.pt")["step"] == 1
 
 
+def test_photographs_are_a_minority(data: Path, held_out: Path, tmp_path: Path) -> None:
+    """A fifth of the crops; the gate goes on measuring renders, photographs beside them."""
+    write_shard(data, "photo", grey=255)
+    run = AutoencoderRun(crop_px=16)
+    crops = Crops(data, run, seed=0).batch(500)
+    share = (crops == 1).flatten(1).all(1).float().mean().item()
+    assert share == pytest.approx(run.photo_share, abs=0.05)
+    assert (
+        (Crops(data, AutoencoderRun(photo_share=0.0), seed=0).batch(50) != 1).any((1, 2, 3)).all()
+    )
+
+    (without,) = train_autoencoder(data, held_out, tmp_path / "a.pt", 1)
+    write_shard(held_out, "photo", grey=128)
+    (beside,) = train_autoencoder(data, held_out, tmp_path / "b.pt", 1)
+    assert "photo_psnr_db" not in without
+    assert beside["psnr_db"] == without["psnr_db"]
+    assert beside["photo_psnr_db"] > beside["psnr_db"]  # a flat grey is easy
+
+
+def test_sample_sheets(data: Path, held_out: Path, tmp_path: Path) -> None:
+    """Beside each state: pictures with their reconstructions; samples, twice the base's size."""
+    train_autoencoder(data, held_out, tmp_path / "ae.pt", 1)
+    with Image.open(tmp_path / "ae.pt.png") as sheet:
+        assert sheet.size == (COLUMNS * PICTURE_PX, 2 * PICTURE_PX)  # three pairs and two blanks
+        tiles = np.asarray(sheet).reshape(2, PICTURE_PX, COLUMNS, PICTURE_PX, 3)
+    shown = np.load(held_out / "wide-00007.npy")
+    np.testing.assert_array_equal(
+        tiles[:, :, ::2].swapaxes(1, 2).reshape(4, *shown.shape[1:])[:3], shown
+    )
+    assert np.abs(tiles[0, :, 1].astype(float) - tiles[0, :, 0]).mean() < 60
+    train_denoiser(data, tmp_path / "dn.pt", 1)
+    with Image.open(tmp_path / "dn.pt.png") as sheet:
+        assert sheet.size == (COLUMNS * 128, 128 * len(PROMPTS) // COLUMNS)
+        assert np.asarray(sheet).std() > 5
+
+
+def test_sheet_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "sheet.png").mkdir()
+    with pytest.raises(RunError, match=r"sheet\.png: "):
+        write_sheet(tmp_path / "sheet.png", torch.zeros(2, 3, 8, 8))
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
 def test_denoiser_trains_and_resumes(data: Path, tmp_path: Path) -> None:
     state = tmp_path / "dn.pt"
     (first,) = train_denoiser(data, state, 2)
@@ -105,9 +176,7 @@ def test_denoiser_trains_and_resumes(data: Path, tmp_path: Path) -> None:
     (second,) = train_denoiser(data, state, 4)
     assert (first["step"], second["step"]) == (2, 4)
     assert set(read_state(state)) == KEYS
-    unet, adapter = denoiser.load(state)
-    assert unet.config["block_out_channels"] == WIDTHS
-    assert {entry.projection_mid_dim for entry in adapter.entries} == {8}
+    assert denoiser.load(state).config["block_out_channels"] == WIDTHS
 
 
 def test_export_is_a_model_that_loads(data: Path, held_out: Path, tmp_path: Path) -> None:
@@ -134,13 +203,79 @@ def test_export_writes_nothing_if_one_state_is_wrong(
     assert not weights.exists()
 
 
+def test_export_takes_an_adapter_that_fits_its_denoiser(
+    data: Path, held_out: Path, tmp_path: Path
+) -> None:
+    train_autoencoder(data, held_out, tmp_path / "ae.pt", 1)
+    train_denoiser(data, tmp_path / "dn.pt", 1)
+    states = {"autoencoder_state": tmp_path / "ae.pt", "denoiser_state": tmp_path / "dn.pt"}
+    distilled = LinFusionAdapter.for_unet(denoiser.load(tmp_path / "dn.pt"), mid_dim_scale=2)
+    distilled.save_pretrained(tmp_path / "distilled")
+    export(**states, adapter=tmp_path / "distilled", folder=tmp_path / "weights")
+    model = load_model(find_card("builtin"), dtype="float32", weights=tmp_path / "weights")
+    assert {entry.projection_mid_dim for entry in model.linfusion.entries} == {16}
+
+    about = tmp_path / "distilled" / "distillation.json"
+    teacher = [
+        read_tensors(path) for path in (tmp_path / "weights" / "unet").glob("*.safetensors")
+    ]
+    about.write_text(json.dumps({"revision": local_revision((), teacher)}))
+    export(**states, adapter=tmp_path / "distilled", folder=tmp_path / "weights")  # in place
+    before = (tmp_path / "weights" / "SHA256SUMS").read_bytes()
+    about.write_text(json.dumps({"revision": "local-0123"}))
+    with pytest.raises(RequestError, match=r"distilled was distilled from local-0123, and this"):
+        export(**states, adapter=tmp_path / "distilled", folder=tmp_path / "weights")
+    assert (tmp_path / "weights" / "SHA256SUMS").read_bytes() == before
+    check_sums(tmp_path / "weights")
+    assert not (tmp_path / "weights.partial").exists()
+
+    other = LinFusionAdapter.for_unet(denoiser.new_unet())
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(RequestError, match="does not fit this model"):
+        export(**states, adapter=tmp_path / "other", folder=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_latents_of_degraded_pictures_differ(data: Path) -> None:
-    shards = LatentShards(data, ThinAutoencoder())
-    assert [len(shards.clean[kind]) for kind in ("wide", "close")] == [3, 3]
-    assert len(shards.small) == 3
-    assert shards.small[0].shape == (16, 16, 16)
-    assert shards.clean["close"][0].shape == (16, 32, 32)
-    assert not torch.equal(shards.clean["wide"][0], shards.degraded["wide"][0])
+    shards = LatentShards(data, ThinAutoencoder(), LESSONS)
+    shapes = {name: tuple(held.shape) for name, held in shards.clean.items()}
+    assert shapes["wide", 8] == (3, 16, 8, 8)
+    assert shapes["wide", 16] == (3, 16, 16, 16)
+    assert shapes["close", 32] == (3, 16, 32, 32)
+    assert ("close", 8) not in shapes  # no lesson reads it
+    assert set(shards.degraded) == set(shapes) - {("wide", 8)}
+    assert not torch.equal(shards.clean["wide", 16], shards.degraded["wide", 16])
+    before = shards.clean["wide", 8]
+    shards.refresh()
+    assert shards.clean["wide", 8] is before  # nothing new
+    write_shard(data, "wide", number=1)
+    shards.refresh()
+    assert len(shards.clean["wide", 8]) == len(shards.captions["wide"]) == 6
+
+
+def test_sampler_draws_what_a_lesson_says(data: Path) -> None:
+    shards = LatentShards(data, ThinAutoencoder(), LESSONS)
+    sampler = Sampler(shards, TextTable(), caption_dropout=0.5, seed=0)
+    composition = sampler.batch(COMPOSITION, 40)
+    assert torch.equal(composition.x_0, composition.begun)
+    assert composition.text.shape[1:] == (48, 384)
+    empty = sampler.text([""])
+    dropped = sum(torch.equal(state, empty[0]) for state in composition.text)
+    assert 8 < dropped < 32
+    detail = sampler.batch(DETAIL, 40)
+    held = torch.cat([shards.clean["wide", 32], shards.clean["close", 32]]).float()
+    assert all(any(torch.equal(x, each) for each in held) for x in detail.x_0)
+    clean = sum(torch.equal(x, y) for x, y in zip(detail.x_0, detail.begun, strict=True))
+    assert 1 <= clean <= 20  # a fifth is not degraded
+    assert detail.timesteps.min() >= 20
+    assert detail.timesteps.max() < 650
+
+
+def test_sampler_without_near_views(tmp_path: Path) -> None:
+    write_shard(tmp_path, "wide")
+    shards = LatentShards(tmp_path, ThinAutoencoder(), LESSONS)
+    sampler = Sampler(shards, TextTable(), caption_dropout=0.0, seed=0)
+    assert sampler.batch(DETAIL, 4).x_0.shape == (4, 16, 32, 32)
 
 
 def test_loss_is_zero_at_the_v_that_leads_back() -> None:
@@ -202,6 +337,30 @@ def test_state_of_another_model_is_left_alone(data: Path, held_out: Path, tmp_pa
     assert state.read_bytes() == before
 
 
+def test_schedules_are_as_long_as_the_help_says() -> None:
+    for command, run in ((train.autoencoder, AutoencoderRun()), (train.denoiser, DenoiserRun())):
+        assert inspect.signature(command).parameters["steps"].default == run.steps
+
+
+@pytest.mark.parametrize("part", ["ema", "optimizer", "groups", "step"])
+def test_states_that_are_damaged_in_part(
+    hires: Callable, data: Path, held_out: Path, tmp_path: Path, part: str
+) -> None:
+    path = tmp_path / "ae.pt"
+    train_autoencoder(data, held_out, path, 1)
+    state = read_state(path)
+    if part == "ema":
+        state["ema"].popitem()
+    elif part == "groups":
+        state["optimizer"]["param_groups"][0]["params"].pop()
+    else:
+        state[part] = {}
+    torch.save(state, path)
+    ran = hires("train", "autoencoder", data, path, "--held-out", held_out, "--threads", 1)
+    assert (ran.code, str(path) in ran.err) == (2, True), ran.err
+    assert "damaged" in ran.err or "step missing" in ran.err
+
+
 def test_commands(hires: Callable, data: Path, held_out: Path, tmp_path: Path) -> None:
     """Train for no time, go on, and export, from the command line."""
     train_autoencoder(data, held_out, tmp_path / "ae.pt", 1)
@@ -209,6 +368,8 @@ def test_commands(hires: Callable, data: Path, held_out: Path, tmp_path: Path) -
     ran = hires(*words, "--minutes", 0, "--threads", 1, "--json")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["step"] == 2
+    ran = hires(*words, "--steps", 2, "--threads", 1)
+    assert (ran.code, ran.out.startswith("step 2, finished already; ")) == (0, True), ran.err
     train_denoiser(data, tmp_path / "dn.pt", 1)
     both = ("--autoencoder", tmp_path / "ae.pt", "--denoiser", tmp_path / "dn.pt")
     ran = hires("train", "export", *both, tmp_path / "weights")
