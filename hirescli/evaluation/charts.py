@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hirescli.evaluation.bands import Comparison
     from hirescli.evaluation.batching import BatchRun
     from hirescli.evaluation.benchmark import ImageRun
+    from hirescli.evaluation.clear import ClearRow
     from hirescli.evaluation.decoding import Decode
     from hirescli.evaluation.gpu import Row
     from hirescli.evaluation.outputs import OutputRun
@@ -188,6 +189,20 @@ def gpu_chart(path: Path, rows: Sequence[Row]) -> None:
             _legend(memory)
 
 
+def clear_chart(path: Path, rows: Sequence[ClearRow]) -> None:
+    """Time and memory of full attention and CLEAR's by size; all axes are logarithmic."""
+    title = "Attention of one layer of FLUX's shape"
+    with drawn(path, width=11, height=4.0, title=title) as figure:
+        time, memory = figure.subplots(1, 2)
+        _lines(time, rows, [row.work for row in rows])
+        spent = any(row.cpu_seconds for row in rows)
+        _named(time, "Processor time" if spent else "Time", "seconds", "side in px")
+        peaks = [None if row.peak_bytes is None else row.peak_bytes / _GB for row in rows]
+        _lines(memory, rows, peaks)
+        _named(memory, "Peak memory", "GB", "side in px")
+        _legend(memory)
+
+
 def outputs_chart(path: Path, runs: Sequence[OutputRun]) -> None:
     """Time and peak memory of making each format from a spool."""
     made = [run for run in runs if not run.note]
@@ -254,7 +269,7 @@ def _bars(
     axes.margins(x=0.2)
 
 
-def _lines(axes: Axes, rows: Sequence[Row], values: Sequence[float | None]) -> None:
+def _lines(axes: Axes, rows: Sequence[Row | ClearRow], values: Sequence[float | None]) -> None:
     """A line for each way; what failed has no point."""
     if not any(values):  # nothing that a logarithm could be taken of
         axes.text(0.5, 0.5, "nothing was measured", ha="center", va="center", color=GREY)

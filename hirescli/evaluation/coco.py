@@ -16,25 +16,20 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hirescli.errors import RequestError
 from hirescli.evaluation.frechet import Moments, frechet_distance
 from hirescli.evaluation.inception import FEATURES, load_inception
-from hirescli.events import Event, RunDone
-from hirescli.recipe import Recipe
-
-if TYPE_CHECKING:
-    from hirescli.planning.plan import Plan
+from hirescli.evaluation.making import Wanted, make_pictures
+from hirescli.evaluation.picture_sets import middle_square
+from hirescli.models.quiet import quiet_libraries
 
 SQUARE_PX = 256
 _BATCH = 32
-_TOGETHER = 64  # pictures that one loading of the model makes; their text states wait in memory
 _PREFIX = "A photo depicts "
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 # What CLIP's pictures are normalised with, from its paper's code.
@@ -110,47 +105,11 @@ def generate_pictures(
         RequestError: If a choice is wrong, or another picture is in the way.
         RunError: If a run fails; the same call goes on where it ended.
     """
-    from hirescli.cascade.run import run
-    from hirescli.planning.machine import Machine
-    from hirescli.planning.plan import check_disk_together
-
-    made = 0
-
-    def count(_: object = None) -> None:
-        nonlocal made
-        made += 1
-        told(made)
-
-    def listener(event: Event) -> None:
-        if isinstance(event, RunDone):
-            count()
-
-    machine = Machine.detect(with_devices=choices.get("device") != "cpu")
-    numbered = list(enumerate(captions))
-    for start in range(0, len(numbered), _TOGETHER):
-        plans = []
-        for place, caption in numbered[start : start + _TOGETHER]:
-            own = {"prompt": caption.text, "seed": choices["seed"] + place, "format": "png"}
-            plan = _unmade(Recipe.from_fragments({**choices, **own}), folder / caption.name)
-            if plan is None:
-                count()
-            else:
-                plans.append(plan.validate(machine, folder / caption.name))
-        check_disk_together(plans, machine)
-        if plans:
-            run(plans, listener)
-
-
-def _unmade(recipe: Recipe, path: Path) -> Plan | None:
-    """The plan of a picture; None if it stands there with the same recipe."""
-    import hirescli
-    from hirescli.runs.directory import clear_finished, finished
-
-    plan = hirescli.plan(recipe)
-    if not finished(path, plan.recipe):
-        return plan
-    clear_finished(path, plan.recipe)
-    return None
+    wanted = [
+        Wanted(caption.name, caption.text, choices["seed"] + place)
+        for place, caption in enumerate(captions)
+    ]
+    make_pictures(wanted, folder, choices, told=told)
 
 
 def real_pictures(folder: Path) -> list[Path]:
@@ -179,16 +138,7 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 
 def _square(path: Path) -> Tensor:
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise RequestError(f"picture {path} cannot be read: {error}") from error
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    image = image.resize((SQUARE_PX, SQUARE_PX), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(middle_square(path, SQUARE_PX).copy()).permute(2, 0, 1).float() / 255
 
 
 # Scores
@@ -234,8 +184,11 @@ def load_clip(folder: Path) -> tuple[Any, Any]:
     from transformers import CLIPModel, CLIPTokenizer
 
     try:
-        model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        with quiet_libraries():
+            model: Any = CLIPModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True
+            )
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise RequestError(f"{folder} holds no CLIP model with its tokenizer: {error}") from error
     return model.eval().requires_grad_(False), tokenizer

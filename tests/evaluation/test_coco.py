@@ -154,7 +154,7 @@ def test_pictures_are_cut_to_the_middle(tmp_path: Path) -> None:
     assert batch.shape == (2, 3, 256, 256)
     assert torch.equal(batch, torch.ones_like(batch))
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(RequestError, match=r"a\.png cannot be read"):
+    with pytest.raises(RequestError, match=r"a\.png is no JPEG"):
         list(squares(real_pictures(tmp_path)))
 
 
