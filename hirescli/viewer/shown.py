@@ -52,6 +52,7 @@ class Shown:
         self._folder = folder
         self._versions: list[_Version] = []
         self._failed: tuple[str, str] | None = None  # a version that cannot be shown, and why
+        self._found: str | None = None  # the version that stands, shown already or not yet
         self._folder_stands = False  # the output is finished, and of a kind that is not shown
         self._left = disk.left_run(self.output)
         self._lock = threading.Lock()
@@ -70,6 +71,7 @@ class Shown:
             if self._failed is not None and not self._failed[0]:
                 self._failed = None
             self._folder_stands = found is not None and _is_folder(found)
+            self._found = None if found is None else found.version
             known = [each.standing.version for each in self._versions]
         if (
             found is None
@@ -115,6 +117,7 @@ class Shown:
         with self._lock:
             left, failed, folder_stands = self._left, self._failed, self._folder_stands
             version = self._versions[-1] if self._versions else None
+            awaited = version is not None and self._found not in (None, version.standing.version)
         told: dict[str, Any] = {"name": self.output.name, "version": None, "geometry": None}
         told["status"] = disk.status(left, None if version is None else version.standing)
         told["facts"], told["recipe"] = [], _recipe_of_run(left)
@@ -126,7 +129,7 @@ class Shown:
             told["status"] |= {"kind": "failed", "text": failed[1]}
         elif folder_stands and told["status"]["kind"] == "done":
             told["status"]["text"] = f"finished; {NOT_SHOWN.format(self.output.suffix)}"
-        elif version is None and told["status"]["kind"] == "done":
+        elif told["status"]["kind"] == "done" and (version is None or awaited):
             told["status"] |= {"kind": "preparing", "text": "preparing the picture"}
         return told
 
