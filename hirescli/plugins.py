@@ -48,9 +48,14 @@ class Picture(_File):
 
 
 class Lora(_File):
-    """Low-rank changes to a model's weights, written "FILE" or "FILE:SCALE"."""
+    """Low-rank changes to a model's weights, written "FILE" or "FILE:SCALE".
+
+    Attributes:
+        size_bytes: Of the file.
+    """
 
     scale: Scale = 1.0
+    size_bytes: int | None = Field(None, ge=0)
 
     @classmethod
     def _parsed(cls, text: str) -> dict[str, Any]:
@@ -74,10 +79,14 @@ class Control(Picture):
         kind: A name that the model's card knows, such as "canny", or where a ControlNet is:
             a folder, a .safetensors file or a hub id.
         revision: Of that ControlNet's weights: a commit on the hub, or a digest "local-...".
+        layout: Of one for FLUX its blocks of both kinds, and "g" where it is told the guidance
+            scale, such as "5+10g": what it takes depends on that. None: of a UNet, or not
+            looked at yet.
     """
 
     kind: str = Field(min_length=1)
     revision: str | None = None
+    layout: str | None = Field(None, pattern=r"^\d+\+\d+g?$")
     scale: Scale = 1.0
 
     @classmethod

@@ -25,6 +25,7 @@ from hirescli.units import parse_size
 
 Strength = Annotated[float, Field(gt=0, le=1)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
+Guidance = Annotated[float, Field(ge=1, le=50)]
 # Set by a run, not chosen by anybody: they take no part in the hash and are never read back.
 CONSEQUENCES = frozenset({"truncated_to_tokens", "negative_truncated_to_tokens"})
 # What belongs to a choice: with another one it says nothing.
@@ -59,7 +60,7 @@ class Recipe(BaseModel):
     # One per upscaling stage; the last repeats. A number alone is for all.
     strengths: Annotated[tuple[Strength, ...], Field(min_length=1)] | None = None
     upscale_steps: Annotated[tuple[Steps, ...], Field(min_length=1)] | None = None
-    upscale_guidance_scale: float | None = Field(None, ge=1, le=50)
+    upscale_guidance_scale: Annotated[tuple[Guidance, ...], Field(min_length=1)] | None = None
     # "auto": the model's own attention where it is quick, an adapter's linear one above.
     attention: Literal["auto", "linear", "full"] = "auto"
     adapter: str | None = None  # LinFusion weights: a folder or a hub id
@@ -110,7 +111,7 @@ class Recipe(BaseModel):
     def _list_is_tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value  # TOML and JSON have lists
 
-    @field_validator("strengths", "upscale_steps", mode="before")
+    @field_validator("strengths", "upscale_steps", "upscale_guidance_scale", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return (value,) if isinstance(value, int | float) else cls._list_is_tuple(value)
@@ -192,7 +193,9 @@ def _without_identities(before: Mapping[str, Any], said: Mapping[str, Any]) -> d
         kept.pop(name, None)
     if "model" in other and isinstance(kept.get("controls"), list | tuple):
         kept["controls"] = [
-            {k: v for k, v in each.items() if k != "revision"} if isinstance(each, dict) else each
+            {k: v for k, v in each.items() if k not in ("revision", "layout")}
+            if isinstance(each, dict)
+            else each
             for each in kept["controls"]
         ]
     return kept

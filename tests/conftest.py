@@ -14,6 +14,8 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is loaded: each process has one core
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
 

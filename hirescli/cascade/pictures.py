@@ -40,6 +40,15 @@ def picture_rows(
     return made
 
 
+def size_alone(width_px: int, height_px: int) -> BandedTensor:
+    """What a pipeline reads the size of a picture (1, 3, H, W) from, and nothing else."""
+
+    def unread(lo: int, hi: int) -> Tensor:
+        raise AssertionError("only its shape is wanted")
+
+    return banded((1, 3, height_px, width_px), unread, dtype=torch.float32)
+
+
 def no_larger(path: Path, smaller: Path, *, width_px: int, height_px: int) -> Path:
     """A spool that `Resized` can enlarge to a size: the one given, or one reduced without aliases.
 

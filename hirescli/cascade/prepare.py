@@ -84,7 +84,7 @@ class Models:
             adapter=recipe.adapter, adapter_revision=recipe.adapter_revision,
         )  # fmt: skip
         alike = [each for each in self.plans if _source_key(each.recipe) == _source_key(recipe)]
-        mounted = not found.card.linear_only and any(_mounts(each.plan) for each in alike)
+        mounted = not found.card.closed and any(_mounts(each.plan) for each in alike)
         return with_found_adapter(found) if mounted else found
 
     def of(self, plan: Plan) -> Model:

@@ -8,25 +8,27 @@ it holds is computed in bands and kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from hirescli.attention.linfusion import mount, unmount
 from hirescli.bands.call import StreamedCall, replaced_forward
 from hirescli.bands.engine import Engine, banded_tensor
 from hirescli.bands.graph import parameter_names
+from hirescli.bands.samples import banded_rows
 from hirescli.bands.snapshot import Record, Resumable, Tree
-from hirescli.bands.tensor import BandedTensor
+from hirescli.bands.tensor import BandedTensor, Grid
 from hirescli.cascade.decoded import DecodedRows
+from hirescli.cascade.image_prompts import prompted
 from hirescli.cascade.methods import anchor_colours
 from hirescli.cascade.noise import noise_like
-from hirescli.cascade.pictures import no_larger, picture_rows
+from hirescli.cascade.pictures import no_larger, picture_rows, size_alone
 from hirescli.cascade.pipelines import pipeline_of
 from hirescli.cascade.skip import SkipResidual, SkipSettings, skipping
 from hirescli.errors import NotFiniteError, RunError
@@ -165,6 +167,7 @@ class Stages:
         """Latents of the base picture, from noise."""
         stage, engine = cost.stage, self._engine(cost, "denoiser")
         with self._pipeline(cost, engine, from_picture=False) as pipeline:
+            pipeline.keep = lambda latents: engine.keep([latents], cost.latents_store)[0]
             made = pipeline(
                 **self._arguments(pipeline, engine, cost),
                 **self._control(stage, "image"),
@@ -172,7 +175,8 @@ class Stages:
                 width=stage.width_px,
                 num_inference_steps=stage.steps,
             ).images
-            return self._keep_latents(made.float(), engine, cost)
+            latents = self._unpacked(made, pipeline, engine, cost)
+            return self._keep_latents(latents.float(), engine, cost)
 
     def upscale(self, cost: StageCost, encoded: BandedTensor) -> BandedTensor:
         """Latents of the shape of `encoded`: that renoised and denoised."""
@@ -191,13 +195,26 @@ class Stages:
                 **self._control(stage, "control_image"),
                 image=encoded,
                 strength=stage.strength,
-                num_inference_steps=schedule_steps(stage.strength, stage.steps),
+                num_inference_steps=schedule_steps(
+                    stage.strength, stage.steps, flows=self.model.card.is_transformer
+                ),
+                **self._size(stage),
             ).images
-            latents: Any = made.float()
+            latents = self._unpacked(made, pipeline, engine, cost).float()
             if stage.kind == "upscale":
                 deviation = self.model.card.colour_anchor == "moments"
                 latents = anchor_colours(latents, encoded, deviation=deviation)
             return self._keep_latents(latents, engine, cost)
+
+    @staticmethod
+    def _unpacked(latents: Any, pipeline: Any, engine: Engine, cost: StageCost) -> Any:
+        """Latents (1, C, h, w), where a pipeline has them as tokens.
+
+        They are computed at once: what is made of them has other inputs, in rows of latents.
+        """
+        if not hasattr(pipeline, "unpacked"):
+            return latents
+        return engine.keep([pipeline.unpacked(latents, cost.stage)], cost.latents_store)[0]
 
     def decode(self, latents: BandedTensor, cost: StageCost, spool: Spool) -> Tree:
         """Decode latents into a writable spool of the stage's size, row by row.
@@ -244,8 +261,11 @@ class Stages:
                 pools=recipe.vae_attention == "pooled", resumable=Resumable(record, [rows]),
             )  # fmt: skip
 
-    def encode(self, path: Path, cost: StageCost) -> BandedTensor:
-        """Latents (1, C, h, w), float32, of the spool at `path`, enlarged to the stage's size."""
+    def encode(self, path: Path, cost: StageCost, record: str = "encoder") -> BandedTensor:
+        """Latents (1, C, h, w), float32, of the spool at `path`, enlarged to the stage's size.
+
+        The journal remembers them as `record`.
+        """
         stage = cost.stage
         width_px, height_px = stage.width_px, stage.height_px
 
@@ -263,6 +283,7 @@ class Stages:
                 place=self.place,
                 told=told,
                 pools=self.plan.recipe.vae_attention == "pooled",
+                record=record,
             )
 
     def _engine(self, cost: StageCost, component: str) -> Engine:
@@ -270,6 +291,9 @@ class Stages:
         plan, card = self.plan, self.model.card
         modules = [self.model.unet, self.model.autoencoder]
         modules += [module for module, _, _ in self.guides.controlnets]
+        attention = cost.stage.attention if component == "denoiser" else "full"
+        with self.model.attending(attention):  # an adapter's weights have names, too
+            names = parameter_names(*modules)
         return Engine(
             stores=stores_of(
                 component,
@@ -283,23 +307,28 @@ class Stages:
             spill=self.spill,
             listener=self.listener,
             loads_weights=plan.budgets.loads_weights,
-            flops_per_second=flops_per_second(card, plan.recipe, plan.budgets),
-            names=parameter_names(*modules),
+            flops_per_second=flops_per_second(
+                component, card=card, recipe=plan.recipe, budgets=plan.budgets
+            ),
+            names=names,
             journal=self.journal.stage(cost.stage.index),
         )
 
     @contextmanager
     def _pipeline(self, cost: StageCost, engine: Engine, *, from_picture: bool) -> Iterator[Any]:
         """A pipeline whose denoiser runs in bands; what it gives is kept, not built whole."""
-        stage, unet = cost.stage, self.model.unet
+        stage, unet, card = cost.stage, self.model.unet, self.model.card
         controlnets = [module for module, _, _ in self.guides.controlnets]
         call = StreamedCall(
-            "unet", unet, engine,
+            self.model.card.denoiser_part, unet, engine,
             give=lambda tensors: engine.keep(tensors, cost.latents_store, record="denoiser"),
         )  # fmt: skip
         with ExitStack() as contexts:
             contexts.enter_context(self._naming(stage))
-            contexts.enter_context(attending(self.model, stage.attention))
+            contexts.enter_context(self.model.attending(stage.attention))
+            contexts.enter_context(enlarging(self.model, stage, controlnets))
+            if (embeds := self.guides.image_embeds) is not None and card.family == "flux":
+                contexts.enter_context(prompted(unet, embeds))
             contexts.enter_context(replaced_forward(unet, call))
             if self._skips(stage):
                 settings = self._skip_settings
@@ -314,7 +343,9 @@ class Stages:
                 scheduler=self.plan.recipe.scheduler or self.model.card.scheduler,
                 from_picture=from_picture,
                 controlnets=controlnets,
+                control_latents=self._control_latents(cost) if self._encodes_controls else None,
                 place=self.place,
+                dynamic_shifting=stage.kind == "base" or self.model.card.upscale_dynamic_shifting,
             )
 
     def _skips(self, stage: Stage) -> bool:
@@ -345,7 +376,8 @@ class Stages:
             # The size that the model is told stays that of a base picture.
             width_px, height_px = base_size(recipe.width_px, recipe.height_px, card)
             made["original_size"] = made["target_size"] = (height_px, width_px)
-        if (embeds := self.guides.image_embeds) is not None:
+        # FLUX's pipelines have other ways of taking them, and one of them none: `prompted`.
+        if (embeds := self.guides.image_embeds) is not None and card.family != "flux":
             if stage.guidance_scale <= 1:  # no guidance: what is to be avoided is not asked for
                 embeds = [each.chunk(2)[1] for each in embeds]
             made["ip_adapter_image_embeds"] = embeds
@@ -356,27 +388,54 @@ class Stages:
             "callback_on_step_end": self._after_step(pipeline, engine, cost, residual),
         }
 
+    def _size(self, stage: Stage) -> dict[str, int]:
+        """The size of a picture that a pipeline does not take from its latents."""
+        if not self.model.card.is_transformer:
+            return {}
+        return {"height": stage.height_px, "width": stage.width_px}
+
     def _control(self, stage: Stage, name: str) -> dict[str, Any]:
         """Control images at the size of a stage, under the name that its pipeline has for them."""
-        size = {"width_px": stage.width_px, "height_px": stage.height_px}
-        images = [
-            picture_rows(
-                no_larger(spool, spool.with_name(f"smaller-{number}.spool.tif"), **size),
-                **size,
-                level=self.model.card.vae_factor,
-                dtype=module.dtype,
-                place=self.place,
-            )
-            for number, (module, spool, _) in enumerate(self.guides.controlnets)
-        ]
-        if not images:
-            return {}
         scales = [scale for _, _, scale in self.guides.controlnets]
-        one = len(images) == 1
-        return {
-            name: images[0] if one else images,
-            "controlnet_conditioning_scale": scales[0] if one else scales,
-        }
+        if not scales:
+            return {}
+        one = len(scales) == 1
+        made: dict[str, Any] = {"controlnet_conditioning_scale": scales[0] if one else scales}
+        if self._encodes_controls:
+            name = "control_image"
+            images = [size_alone(stage.width_px, stage.height_px)] * len(scales)
+            if not one:  # a pipeline that is told of no modes leaves all out
+                made["control_mode"] = [None] * len(scales)
+        else:
+            images = [self._control_rows(number, stage) for number in range(len(scales))]
+        return made | {name: images[0] if one else images}
+
+    @property
+    def _encodes_controls(self) -> bool:
+        """Whether control images are read as latents."""
+        return self.model.card.family == "flux" and bool(self.guides.controlnets)
+
+    def _control_rows(self, number: int, stage: Stage) -> BandedTensor:
+        """A control image (1, 3, H, W)."""
+        return picture_rows(
+            self._control_spool(number, stage), stage.width_px, stage.height_px,
+            level=self.model.card.vae_factor,
+            dtype=self.guides.controlnets[number][0].dtype,
+            place=self.place,
+        )  # fmt: skip
+
+    def _control_latents(self, cost: StageCost) -> Iterator[Tensor]:
+        """Latents (1, C, h, w) of the control images, each encoded when it is asked for."""
+        for number in range(len(self.guides.controlnets)):
+            spool = self._control_spool(number, cost.stage)
+            encoded = self.encode(spool, cost, f"control-{number}")
+            yield encoded.to(self.model.unet.dtype)
+
+    def _control_spool(self, number: int, stage: Stage) -> Path:
+        """A control image that is no larger than a stage."""
+        spool = self.guides.controlnets[number][1]
+        smaller = spool.with_name(f"smaller-{number}.spool.tif")
+        return no_larger(spool, smaller, width_px=stage.width_px, height_px=stage.height_px)
 
     def _after_step(
         self, pipeline: Any, engine: Engine, cost: StageCost, residual: SkipResidual | None
@@ -389,7 +448,7 @@ class Stages:
             nonlocal began
             latents = tensors["latents"]
             if isinstance(latents, Tensor) and not isinstance(latents, BandedTensor):
-                latents = banded_tensor(latents)
+                latents = self._banded(latents, stage)
             if residual is not None:
                 latents = residual.after_step(latents, step=step, steps=stage.steps)
             history = _History(pipeline.scheduler)
@@ -401,6 +460,14 @@ class Stages:
             return {"latents": kept[0]}
 
         return on_step_end
+
+    def _banded(self, latents: Tensor, stage: Stage) -> BandedTensor:
+        """Plain latents of a stage as banded ones."""
+        if latents.ndim == 4:
+            return banded_tensor(latents)
+        packs = self.model.card.packs
+        rows, width = stage.latent_height // packs, stage.latent_width // packs
+        return banded_rows(latents, Grid(rows, width, Fraction(1), 1))
 
     @contextmanager
     def _naming(self, stage: Stage) -> Iterator[None]:
@@ -418,17 +485,21 @@ class Stages:
 
 
 @contextmanager
-def attending(model: Model, attention: str) -> Iterator[None]:
-    """The denoiser attends as a stage asks: "linear" with the adapter mounted, "full" without."""
-    if model.card.linear_only or attention == "full":
-        yield
-        return
-    assert model.linfusion is not None, "an adapter is loaded where a plan has linear attention"
-    mount(model.unet, model.linfusion)
+def enlarging(model: Model, stage: Stage, controlnets: Sequence[Any] = ()) -> Iterator[None]:
+    """Rotary embeddings are those of larger pictures, as the card says for upscaling stages.
+
+    Those of ControlNets too, which are copies of the denoiser's first blocks.
+    """
+    factor = 1.0 if stage.kind == "base" else model.card.upscale_ntk_factor
+    found: list[Any] = [getattr(each, "pos_embed", None) for each in (model.unet, *controlnets)]
+    embeds = [(embed, embed.theta) for embed in found if hasattr(embed, "theta")]
+    for embed, theta in embeds:
+        embed.theta = theta * factor if factor != 1 else theta
     try:
         yield
     finally:
-        unmount(model.unet)
+        for embed, theta in embeds:
+            embed.theta = theta
 
 
 class _StageNotFiniteError(RunError):

@@ -18,6 +18,7 @@ from typer.main import get_command
 from hirescli.cli import (
     batch,
     bench,
+    distill,
     doctor,
     evaluate,
     export,
@@ -66,8 +67,10 @@ app.add_typer(presets.app, name="presets")
 app.add_typer(runs.app, name="runs")
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(train.app, name="train")
+app.add_typer(distill.app, name="distill")
 
-_GOING_ON = ("generate", "upscale", "batch", "train")  # commands that lose nothing
+# Commands that lose nothing
+_GOING_ON = ("generate", "upscale", "batch", "train", "distill", "eval")
 _BEGINNING_ANEW = ("--restart", "--no-skip-done")
 
 

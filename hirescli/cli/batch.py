@@ -482,7 +482,7 @@ class _Defaults:
         if any(key in said for key in ("size", "width_px", "height_px")):
             return {}, own
         model = said.get("model", Recipe.model_fields["model"].default)
-        return {"size": self._planner.card(model, said.get("revision")).native_px}, own
+        return {"size": self._planner.card(model, said.get("revision")).default_px}, own
 
 
 def _folder(text: str | None) -> Path:

@@ -29,6 +29,8 @@ _TAKES = {
     "vae": ("size", "rows", "dtype", "threads", "memory", "model"),
     "gpu": ("sizes", "device"),
     "outputs": ("size",),
+    "clear": ("grids", "device", "dtype", "threads"),
+    "findings": ("data", "held-out", "work", "model", "steps", "pictures", "threads"),
 }
 
 
@@ -45,7 +47,7 @@ def bench(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="What to measure: builtin, batch, bands, vae, gpu or outputs.",
+            help="What to measure: builtin, batch, bands, vae, gpu, outputs, clear or findings.",
             show_default=False,
         ),
     ],
@@ -95,7 +97,8 @@ def bench(
         _option(
             "--dtype",
             metavar="|".join(DTYPES),
-            text=f"bands, vae: numbers to compute in. Default: {DTYPE}.",
+            text=f"bands, vae, clear: numbers to compute in. Default: {DTYPE}; for clear on cuda "
+            "bfloat16.",
         ),
     ] = None,
     threads: Annotated[
@@ -105,7 +108,7 @@ def bench(
             metavar="N",
             min=1,
             max=1024,
-            text="bands, vae: CPU threads, 1 to 1024. Default: one per core.",
+            text="bands, vae, clear, findings: CPU threads, 1 to 1024. Default: one per core.",
         ),
     ] = None,
     memory: Annotated[
@@ -123,7 +126,51 @@ def bench(
             "--model",
             metavar="FOLDER",
             text="vae: an AutoencoderKL in diffusers layout. Default: one in the size of Stable "
-            "Diffusion's with random weights.",
+            "Diffusion's with random weights. findings: what `hires train export` wrote. Default: "
+            "the built-in model.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        _option(
+            "--data",
+            metavar="FOLDER",
+            text="findings: shards of `hires train render` to learn from. Needed.",
+        ),
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        _option(
+            "--held-out",
+            metavar="FOLDER",
+            text="findings: shards rendered with --held-out, to compare with. Needed.",
+        ),
+    ] = None,
+    work: Annotated[
+        Path | None,
+        _option(
+            "--work",
+            metavar="FOLDER",
+            text="findings: where finished pieces are kept; the same command goes on from them. "
+            "Needed.",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        _option(
+            "--steps",
+            metavar="N",
+            min=1,
+            text="findings: steps of each distillation. Default: 200.",
+        ),
+    ] = None,
+    pictures: Annotated[
+        int | None,
+        _option(
+            "--pictures",
+            metavar="N",
+            min=2,
+            text="findings: that each variant draws at each size. Default: 96.",
         ),
     ] = None,
     device: Annotated[
@@ -131,7 +178,17 @@ def bench(
         _option(
             "--device",
             metavar="cuda|cpu",
-            text="gpu: cpu tries it with a tiny model. Default: cuda.",
+            text="gpu: cpu tries it with a tiny model. Default: cuda. clear: where to compute. "
+            "Default: cuda where there is a GPU.",
+        ),
+    ] = None,
+    grids: Annotated[
+        str | None,
+        _option(
+            "--grids",
+            metavar="N,...",
+            text="clear: sides of square grids of tokens, 16 px each, 32 or more. Default: 64,128 "
+            "on a CPU (1024 and 2048 px), 64,128,256,512 on a GPU.",
         ),
     ] = None,
     prompt: Annotated[
@@ -183,11 +240,17 @@ def bench(
 
     outputs: every format of output made from a spool of --size, which is square here, each in a
     process of its own: seconds, memory.
+
+    clear: full attention and CLEAR's with windows 8, 16 and 32, of one layer of FLUX's shape, in
+    one process: seconds, operations, memory.
+    findings: linear attention with parts of operator and loss left out, each distilled from the
+    built-in model and compared with held-out renders at 1, 2 and 4 times the size of training.
     """  # fmt: skip
     said = {
         "sizes": sizes, "size": size, "rows": rows, "repeat": repeat, "dtype": dtype,
         "threads": threads, "memory": memory, "model": model, "prompt": prompt,
-        "device": device,
+        "device": device, "grids": grids, "data": data, "held-out": held_out, "work": work,
+        "steps": steps, "pictures": pictures,
     }  # fmt: skip
     asked = {key: value for key, value in said.items() if value not in (None, [])}
     _refuse_others(what, asked)
@@ -198,7 +261,7 @@ def bench(
         check_target(chart)
     measures = {
         "builtin": _builtin, "batch": _batch, "bands": _bands, "vae": _vae, "gpu": _gpu,
-        "outputs": _outputs,
+        "outputs": _outputs, "clear": _clear, "findings": _findings,
     }  # fmt: skip
     text, facts, draw = measures[what](asked)
     if output is not None:
@@ -418,3 +481,89 @@ def _outputs(asked: dict[str, Any]) -> _Measured:
     )
     facts = {"machine": machine(), "runs": [asdict(run) for run in runs]}
     return text, facts, partial(outputs_chart, runs=runs)
+
+
+# CLEAR
+
+
+def _clear(asked: dict[str, Any]) -> _Measured:
+    from hirescli.evaluation.charts import clear_chart
+    from hirescli.evaluation.page import section
+
+    request = Request.of({"dtype": _clear_dtype(asked), **asked})
+    import torch
+
+    from hirescli.evaluation.clear import GRIDS, clear_table, measure_clear
+
+    device = asked.get("device", _clear_device())
+    grids = _clear_grids(asked["grids"]) if "grids" in asked else GRIDS[device]
+    rows = measure_clear(
+        grids, device=device, dtype=getattr(torch, request.dtype), threads=request.threads
+    )
+    named = torch.cuda.get_device_name() if device == "cuda" else "the CPU"
+    text = section(
+        "CLEAR's attention",
+        command=f"hires bench clear{request.words}",
+        paragraphs=[request.told(f"Device: {named}."), *clear_table(rows)],
+    )
+    facts = request.facts() | {"device": device, "rows": [asdict(row) for row in rows]}
+    return text, facts, partial(clear_chart, rows=rows)
+
+
+def _clear_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _clear_dtype(asked: dict[str, Any]) -> str:
+    device = asked.get("device", "")
+    if device not in ("", "cuda", "cpu"):
+        raise RequestError(f'device "{device}" cannot be measured; use cuda or cpu')
+    return "bfloat16" if (device or _clear_device()) == "cuda" else DTYPE
+
+
+def _clear_grids(said: str) -> list[int]:
+    try:
+        return sorted(int(grid) for grid in said.split(","))
+    except ValueError:
+        raise RequestError(f'grids "{said}" are not understood; write 64,128') from None
+
+
+# Findings
+
+
+def _findings(asked: dict[str, Any]) -> _Measured:
+    for name in ("data", "held-out", "work"):
+        if name not in asked:
+            raise RequestError(
+                f"--{name} is missing; `hires bench findings --help` says what it is"
+            )
+    import torch
+
+    from hirescli.evaluation.findings.experiment import Experiment, Settings
+    from hirescli.evaluation.findings.report import findings_chart, findings_table
+    from hirescli.evaluation.page import machine, section
+
+    usual = Settings()
+    settings = Settings(
+        steps=asked.get("steps", usual.steps), pictures=asked.get("pictures", usual.pictures)
+    )
+    torch.set_num_threads(asked.get("threads", os.cpu_count() or 1))
+    work, model = asked["work"], str(asked.get("model", "builtin"))
+    experiment = Experiment(model, asked["data"], asked["held-out"], work, settings, _told)
+    results = experiment.run()
+    words = "".join(f" --{key} {value}" for key, value in asked.items())
+    text = section(
+        "Findings",
+        command=f"hires bench findings{words}",
+        paragraphs=[
+            f"{date.today().isoformat()}. Machine: {machine()}.",
+            *findings_table(results),
+        ],
+    )
+    return text, results, partial(findings_chart, results=results, work=work)
+
+
+def _told(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

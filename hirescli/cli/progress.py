@@ -68,7 +68,7 @@ class Work:
         """Count what an event reports; events of other kinds change nothing."""
         if isinstance(event, events.StageStarted):
             self._stage, self._calls_done = event.index, 0
-        elif isinstance(event, events.PassDone) and event.call == "unet":
+        elif isinstance(event, events.PassDone) and event.call in ("unet", "transformer"):
             done = self._calls_done + event.number / event.total
             self._set(self._stage, "denoise", done / self._calls[self._stage])
             self._calls_done += event.number == event.total

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from hirescli.recipe import Recipe
 
 _STDIN = "-"
-_OF_THE_SIZE = ("rows", "strengths", "upscale_steps")  # choices that a plan made for one size
+# Choices that a plan made for one size.
+_OF_THE_SIZE = ("rows", "strengths", "upscale_steps", "upscale_guidance_scale")
 _MOST_STDIN_BYTES = 10**6  # a prompt, not a file by mistake
 
 
@@ -221,7 +222,7 @@ def _default_size(fragments: list[Mapping[str, Any]]) -> dict[str, Any]:
     if any(said.get(key) is not None for key in ("size", "width_px", "height_px")):
         return {}
     model = said.get("model") or Recipe.model_fields["model"].default
-    return {"size": find(model, said.get("revision"), weights=False).card.native_px}
+    return {"size": find(model, said.get("revision"), weights=False).card.default_px}
 
 
 def _named_file(output: str | None) -> Path | None:

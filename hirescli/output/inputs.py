@@ -14,12 +14,13 @@ from hirescli.errors import RequestError
 from hirescli.models.plugin_sources import (
     adapter_revision,
     cached_commit,
+    controlnet_layout,
     controlnet_revision,
     image_adapter_revision,
 )
 from hirescli.models.registry import cards, find
+from hirescli.models.sources import ModelSource
 from hirescli.output.pictures import look
-from hirescli.planning.card import Card
 from hirescli.plugins import Control, Lora, Picture
 from hirescli.recipe import Recipe
 
@@ -30,7 +31,8 @@ def identified(recipe: Recipe) -> Recipe:
     """The recipe with what tells the files and weights that it names from others.
 
     Of every file the SHA-256, of every picture the size; of weights a digest where they are
-    local, and the commit where the hub's cache has them: nothing is fetched.
+    local, and the commit where the hub's cache has them: none are fetched. Of a ControlNet for
+    FLUX the config is read, and fetched where it is on the hub alone: plans depend on it.
 
     Raises:
         RequestError: If something is missing or no picture, or is another than the recipe was
@@ -58,10 +60,11 @@ def _named_weights(recipe: Recipe) -> dict[str, Any]:
             said["revision"] = commit
     else:
         said["model"] = _absolute(recipe.model)
-    card = find(said["model"], said["revision"], weights=False).card
-    if card.linear_only:  # nothing plugs into it; planning says so
+    source = find(said["model"], said["revision"], weights=False)
+    card = source.card
+    if card.closed:  # planning refuses what would plug in
         return said
-    said["controls"] = tuple(_control(each, card) for each in recipe.controls)
+    said["controls"] = tuple(_control(each, source) for each in recipe.controls)
     if recipe.attention != "full":
         wanted = recipe.adapter_revision
         found = adapter_revision(recipe.adapter, wanted, card)
@@ -83,12 +86,14 @@ def _cached(hub_id: str, revision: str) -> str | None:
     return None if found == revision else found
 
 
-def _control(control: Control, card: Card) -> Control:
+def _control(control: Control, source: ModelSource) -> Control:
+    card = source.card
+    layout = controlnet_layout(control.kind, control.revision, model=source)
     found = controlnet_revision(control.kind, control.revision, card)
     _check_weights(control.kind, control.revision, found)
     known = control.kind in dict(card.controls)
     kind = control.kind if known else _absolute(control.kind)
-    return control.identified(kind=kind, revision=found)
+    return control.identified(kind=kind, revision=found, layout=layout)
 
 
 def _absolute(named: str) -> str:
@@ -122,13 +127,15 @@ def _lora(lora: Lora) -> Lora:
     try:
         with open(lora.path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            size_bytes = file.tell()
     except (OSError, ValueError) as error:
         raise RequestError(
             f"LoRA {lora.path} cannot be read ({getattr(error, 'strerror', None) or error}); give "
             "a .safetensors file"
         ) from error
     _check_same(lora.path, lora.sha256, sha256)
-    return lora.identified(path=os.path.abspath(lora.path), sha256=sha256)
+    path = os.path.abspath(lora.path)
+    return lora.identified(path=path, sha256=sha256, size_bytes=size_bytes)
 
 
 def _check_same(path: str, wanted: str | None, found: str) -> None:

@@ -289,7 +289,7 @@ def _typed(key: str, cell: str) -> Any:
     try:
         if key in ("loras", "controls", "image_prompts"):
             return json.loads(cell) if cell.lstrip().startswith("[") else [cell.strip()]
-        if key in ("strengths", "upscale_steps"):
+        if key in ("strengths", "upscale_steps", "upscale_guidance_scale"):
             number = float if float in kinds else int
             return [number(part) for part in cell.strip().strip("[]").split(",")]
         for kind in (int, float):

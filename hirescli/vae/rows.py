@@ -81,7 +81,7 @@ def decode_tiled(autoencoder: Any, latents: Tensor, *, rows: int, sink: RowSink)
 def encode_rows(
     autoencoder: Any, picture: PictureRows, *, width_px: int, height_px: int, engine: Engine,
     store: str, place: torch.device | str = "cpu", told: Callable[[int], None],
-    pools: bool = True,
+    pools: bool = True, record: str = "encoder",
 ) -> BandedTensor:  # fmt: skip
     """Encode a picture whose rows are made as they are read.
 
@@ -95,6 +95,7 @@ def encode_rows(
         place: Where bands are computed.
         told: Called with the pixel rows that are read.
         pools: As in `decode_rows`.
+        record: Name under which the engine's journal remembers them: one for each picture.
 
     Returns:
         Latents (1, C, h, w), float32, scaled and shifted as the denoiser has them.
@@ -110,7 +111,7 @@ def encode_rows(
         pixels = banded(shape, source, dtype=autoencoder.dtype, device=place)
         (encoded,) = autoencoder.encode(pixels, return_dict=False)
         latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # or a distribution
-        (kept,) = engine.keep([_scaled(autoencoder, latents).float()], store, record="encoder")
+        (kept,) = engine.keep([_scaled(autoencoder, latents).float()], store, record=record)
     return kept
 
 

@@ -27,8 +27,11 @@ pytestmark = pytest.mark.slow
 
 
 def recipe(**choices: object) -> hirescli.Recipe:
-    made = {"prompt": "a lake", "steps": 3, "upscale_steps": 2, "seed": 5, **choices}
-    return hirescli.Recipe.from_fragments({"size": 256}, made)
+    made = {
+        "prompt": "a lake", "steps": 3, "upscale_steps": 2, "seed": 5, "dtype": "float32",
+        **choices,
+    }  # fmt: skip
+    return hirescli.Recipe.from_fragments({"size": 128}, made)
 
 
 def whole(latents: Any) -> Tensor:
@@ -54,16 +57,17 @@ def plain_base(model: Model, plan: Plan, stage: Stage, generator: torch.Generato
         requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    made: Tensor = pipeline(
-        **texts(model, plan, stage),
-        latents=noise((1, 16, stage.latent_height, stage.latent_width), generator),
-        height=stage.height_px,
-        width=stage.width_px,
-        num_inference_steps=stage.steps,
-        guidance_scale=stage.guidance_scale,
-        guidance_rescale=GUIDANCE_RESCALE,
-        output_type="latent",
-    ).images
+    with model.attending(stage.attention):
+        made: Tensor = pipeline(
+            **texts(model, plan, stage),
+            latents=noise((1, 16, stage.latent_height, stage.latent_width), generator),
+            height=stage.height_px,
+            width=stage.width_px,
+            num_inference_steps=stage.steps,
+            guidance_scale=stage.guidance_scale,
+            guidance_rescale=GUIDANCE_RESCALE,
+            output_type="latent",
+        ).images
     return made
 
 
@@ -71,16 +75,21 @@ def plain_base(model: Model, plan: Plan, stage: Stage, generator: torch.Generato
 def plain_upscale(
     model: Model, plan: Plan, stage: Stage, encoded: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Image to image without guidance, written out."""
+    """Image to image with guidance, written out."""
     assert stage.strength is not None
-    assert stage.guidance_scale == 1
-    prompt = texts(model, plan, stage)["prompt_embeds"]
+    assert stage.guidance_scale > 1
+    states = texts(model, plan, stage)
     scheduler = model.scheduler
     scheduler.set_timesteps(schedule_steps(stage.strength, stage.steps))
     timesteps = scheduler.timesteps[-stage.steps :]
     latents = scheduler.add_noise(encoded, noise(tuple(encoded.shape), generator), timesteps[:1])
     for t in timesteps:
-        predicted = model.unet(latents, t, prompt, return_dict=False)[0]
+        with model.attending(stage.attention):
+            free, asked = (
+                model.unet(latents, t, states[name], return_dict=False)[0]
+                for name in ("negative_prompt_embeds", "prompt_embeds")
+            )
+        predicted = free + stage.guidance_scale * (asked - free)
         latents = scheduler.step(predicted, t, latents, return_dict=False)[0]
     return anchor_colours(latents, encoded, deviation=model.card.colour_anchor == "moments")
 
@@ -107,8 +116,8 @@ def test_stages_are_plain_calls(model: Model, tmp_path: Path, rows: int | None) 
 
     with torch.no_grad():
         picture = model.autoencoder.decode(wanted).sample[0].permute(1, 2, 0) * 0.5 + 0.5
-        rows_of = Resized(ArrayRows(picture.clamp(0, 1).numpy()), width_px=256, height_px=256)
-        pixels = torch.from_numpy(rows_of.rows(0, 256)).permute(2, 0, 1)[None] * 2 - 1
+        rows_of = Resized(ArrayRows(picture.clamp(0, 1).numpy()), width_px=128, height_px=128)
+        pixels = torch.from_numpy(rows_of.rows(0, 128)).permute(2, 0, 1)[None] * 2 - 1
         encoded = model.autoencoder.encode(pixels).latents
     doubled = plain_upscale(model, plan, upscale.stage, encoded, plainly)
     for store in ("host", "disk"):

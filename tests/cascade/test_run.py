@@ -44,8 +44,11 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-def recipe(px: int = 128, **choices: object) -> hirescli.Recipe:
-    made = {"prompt": "mountains at dusk", "steps": 3, "upscale_steps": 2, **choices}
+def recipe(px: int = 64, **choices: object) -> hirescli.Recipe:
+    made = {
+        "prompt": "mountains at dusk", "steps": 3, "upscale_steps": 2, "dtype": "float32",
+        **choices,
+    }  # fmt: skip
     return hirescli.Recipe.model_validate({**made, "width_px": px, "height_px": px})
 
 
@@ -57,14 +60,14 @@ def names(events: list[Event]) -> list[str]:
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
     first, again, other = (
-        hirescli.generate(recipe(256, seed=seed), tmp_path / f"{name}.tif")
+        hirescli.generate(recipe(128, seed=seed), tmp_path / f"{name}.tif")
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert first.sha256 == again.sha256 != other.sha256
     assert first.sha256 == hashlib.sha256(first.path.read_bytes()).hexdigest()
     with tifffile.TiffFile(first.path) as tiff:
         picture = tiff.pages[0].asarray()
-    assert picture.shape == (256, 256, 3)
+    assert picture.shape == (128, 128, 3)
     assert picture.std() > 1
 
 
@@ -83,7 +86,7 @@ def test_seeds_made_together_equal_those_made_alone(tmp_path: Path) -> None:
 def test_events_come_in_order(tmp_path: Path) -> None:
     events: list[Event] = []
     output = tmp_path / "out.png"
-    result = hirescli.generate(recipe(256), output, listener=events.append)
+    result = hirescli.generate(recipe(128), output, listener=events.append)
     assert [kind for kind in names(events) if kind != "Warned"] == [
         "RunStarted",
         *("StageStarted", "StepDone", "RowsDecoded", "StageDone"),
@@ -94,12 +97,12 @@ def test_events_come_in_order(tmp_path: Path) -> None:
     assert steps == [(0, 1, 3), (0, 2, 3), (0, 3, 3), (1, 1, 2), (1, 2, 2)]
     started = [e for e in events if isinstance(e, StageStarted)]
     assert [(e.index, e.count, e.kind, e.width_px) for e in started] == [
-        (0, 2, "base", 128),
-        (1, 2, "upscale", 256),
+        (0, 2, "base", 64),
+        (1, 2, "upscale", 128),
     ]
     for kind in (RowsDecoded, RowsEncoded):
         last = [e for e in events if isinstance(e, kind)][-1]
-        assert (last.rows, last.rows_total) == (256, 256)
+        assert (last.rows, last.rows_total) == (128, 128)
     (done,) = (e for e in events if isinstance(e, RunDone))
     assert (done.path, done.peak_rss_bytes) == (output, result.peak_rss_bytes)
     assert result.peak_rss_bytes > 10**8
@@ -110,11 +113,13 @@ def test_run_directory_is_removed(tmp_path: Path) -> None:
     hirescli.generate(recipe(), output)
     assert list(tmp_path.iterdir()) == [output]
     with Image.open(output) as picture:
-        assert (picture.format, picture.size) == ("JPEG", (128, 128))
+        assert (picture.format, picture.size) == ("JPEG", (64, 64))
 
 
 def test_size_that_is_no_doubling(tmp_path: Path) -> None:
-    wide = hirescli.Recipe(prompt="sea", width_px=312, height_px=152, steps=1, upscale_steps=1)
+    wide = hirescli.Recipe(
+        prompt="sea", width_px=312, height_px=152, steps=1, upscale_steps=1, dtype="float32"
+    )
     result = hirescli.generate(wide, tmp_path / "wide.png")
     with Image.open(result.path) as picture:
         assert picture.size == (312, 152)
@@ -123,7 +128,7 @@ def test_size_that_is_no_doubling(tmp_path: Path) -> None:
 def test_band_height_changes_the_picture_by_rounding_only(tmp_path: Path) -> None:
     pictures = []
     for rows in (3, 32):
-        made = hirescli.generate(recipe(256, rows=rows), tmp_path / f"{rows}.png")
+        made = hirescli.generate(recipe(128, rows=rows), tmp_path / f"{rows}.png")
         with Image.open(made.path) as picture:
             pictures.append(torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8))
     difference = (pictures[0].int() - pictures[1].int()).abs()
@@ -153,13 +158,13 @@ def test_weights_that_are_not_numbers(model: Model, tmp_path: Path) -> None:
     broken = replace(model, unet=copy.deepcopy(model.unet))
     with torch.no_grad():
         broken.unet.conv_in.bias.fill_(float("nan"))
-    plan = hirescli.plan(recipe(256))
+    plan = hirescli.plan(recipe(128))
     stages = stages_of(broken, plan, tmp_path)
     base, upscale = plan.stage_costs
-    with pytest.raises(RunError, match=r"stage 1 \(128x128 px\)"):
+    with pytest.raises(RunError, match=r"stage 1 \(64x64 px\)"):
         stages.base(base)
     encoded = banded_tensor(torch.zeros(1, 16, 32, 32))
-    with pytest.raises(RunError, match=r"stage 2 \(256x256 px\).*--guidance-scale") as caught:
+    with pytest.raises(RunError, match=r"stage 2 \(128x128 px\).*--guidance-scale") as caught:
         stages.upscale(upscale, encoded)
     assert "unet." in str(caught.value)  # the module is named
     assert "--dtype" not in str(caught.value)  # it is float32 already
@@ -283,7 +288,7 @@ def test_an_interrupted_image_leaves_its_run_directory_and_later_ones_nothing(
 
     with pytest.raises(KeyboardInterrupt):
         run(plans, interrupt)
-    assert seen[0] >= 128 * 128 * 3  # reserved before the first step
+    assert seen[0] >= 64 * 64 * 3  # reserved before the first step
     assert [path.name for path in tmp_path.iterdir()] == ["1.tif.run"]
     left = {path.name for path in spool.parent.iterdir() if not path.name.endswith(".record")}
     texts = {"recipe.json", "plan.json", "conditions.json", "journal.jsonl"}
@@ -317,7 +322,7 @@ def test_an_output_that_appears_during_the_run_stays(tmp_path: Path) -> None:
         hirescli.generate(recipe(steps=1), output, listener=appear)
     assert output.read_text() == "of somebody else"
     with Spool.open(tmp_path / "out.png.run" / "last.spool.tif") as spool:
-        assert spool.read_rows(0, 128).std() > 1
+        assert spool.read_rows(0, 64).std() > 1
 
 
 @pytest.mark.parametrize("px", [128, 512])

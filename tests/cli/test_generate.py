@@ -73,7 +73,7 @@ def test_recipe_in_the_image_repeats_it(hires: Callable, name: str) -> None:
 
 
 def test_two_stages(hires: Callable) -> None:
-    words = ("--size", "256x128", "--steps", 2, "--upscale-steps", 1, "--json")
+    words = ("--size", "128x64", "--steps", 2, "--upscale-steps", 1, "--json")
     ran = hires("generate", "-p", "sea", *words)
     assert ran.code == 0, ran.err
     told = [json.loads(line) for line in ran.out.splitlines()]

@@ -47,8 +47,17 @@ def test_attention_can_be_asked_for(hires: Callable) -> None:
         assert {stage["attention"] for stage in plan["stages"]} == {attention}
 
 
+def test_what_flux_does_not_run_is_said(hires: Callable) -> None:
+    words = ("-m", "flux-dev", "--size", 1024, "--gpu", "40GB")
+    warned = planned(hires, *words, "--negative-prompt", "fog")["warnings"]
+    assert any("no effect with model `flux-dev`" in warning for warning in warned)
+    ran = hires("plan", *P, *words, "--method", "skip")
+    assert ran.code == 2
+    assert "--method skip does not work with model `flux-dev`" in ran.err
+
+
 def test_a_card_that_is_too_small_is_refused(hires: Callable) -> None:
-    ran = hires("plan", "-p", "a lake", "-m", "sd15", "--size", 512, "--gpu", "1GB")
+    ran = hires("plan", "-p", "a lake", "-m", "sd15", "--size", 512, "--gpu", "0.8GB")
     assert ran.code == 2
     assert "GPU memory" in ran.err
     assert "--memory" in ran.err

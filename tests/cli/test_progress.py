@@ -22,7 +22,7 @@ from hirescli.recipe import Recipe
 
 @pytest.fixture
 def plan() -> Plan:
-    recipe = Recipe(prompt="sea", width_px=512, height_px=512, seed=1)
+    recipe = Recipe(prompt="sea", width_px=256, height_px=256, seed=1)
     machine = Machine(cores=2, memory_bytes=8 * 10**9)
     return make_plan(recipe, find_card("builtin"), machine=machine)
 
@@ -100,7 +100,7 @@ def test_lines(plan: Plan) -> None:
         listener(event)
     shown = out.getvalue()
     assert shown.count("warning: odd") == 1
-    for text in ("stage 1/3 base 128x128", "12 s", "sea.tif", "1 min 15 s", "2.0 GB"):
+    for text in ("stage 1/3 base 64x64", "12 s", "sea.tif", "1 min 15 s", "2.0 GB"):
         assert text in shown
     assert "\x1b" not in shown
 
@@ -137,7 +137,7 @@ def test_display(plan: Plan) -> None:
             display(event)
             display.refresh()
     shown = out.getvalue()
-    for text in ("stage 3/3 upscale 512x512", "decoded rows 512/512", "left, peak memory"):
+    for text in ("stage 3/3 upscale 256x256", "decoded rows 256/256", "left, peak memory"):
         assert text in shown
     assert "wrote sea.tif" in shown
 

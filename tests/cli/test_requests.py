@@ -45,9 +45,10 @@ def test_width_and_height(hires: Callable) -> None:
 def test_size_defaults_to_the_models(hires: Callable) -> None:
     from hirescli.models.registry import find_card
 
-    native_px = find_card("builtin").native_px
+    side_px = find_card("builtin").default_px
     made = recipe(hires("plan", "--json", "-p", "sea"))
-    assert (made["width_px"], made["height_px"]) == (native_px, native_px)
+    assert (made["width_px"], made["height_px"]) == (side_px, side_px) == (512, 512)
+    assert find_card("sdxl").default_px == 1024
 
 
 @pytest.mark.parametrize("name", ["draft", "wallpaper-4k", "panorama-2x1", "poster-16k"])
@@ -68,7 +69,7 @@ def test_every_flag_reaches_the_recipe(hires: Callable) -> None:
     wanted = {
         "prompt": "sea", "negative_prompt": "fog", "width_px": 1024, "height_px": 1024, "seed": 5,
         "model": "builtin", "steps": 6, "guidance_scale": 2.5, "scheduler": "ddim",
-        "method": "sdedit", "upscale_steps": [3, 3, 3], "upscale_guidance_scale": 1.5,
+        "method": "sdedit", "upscale_steps": [3, 3, 3, 3], "upscale_guidance_scale": [1.5] * 4,
         "dtype": "bfloat16", "format": "tiff", "tile_px": 256, "compression": "jpeg",
         "quality": 80, "dpi": 150, "metadata": False, "rows": 8,
     }  # fmt: skip
@@ -214,9 +215,9 @@ def test_what_served_another_format_is_dropped(hires: Callable) -> None:
 
 def test_another_size_drops_what_the_old_one_decided(hires: Callable) -> None:
     Path("old.json").write_text(
-        '{"prompt": "sea", "width_px": 256, "height_px": 256, "rows": 2, "strengths": [0.9]}'
+        '{"prompt": "sea", "width_px": 128, "height_px": 128, "rows": 2, "strengths": [0.9]}'
     )
-    same = recipe(hires("plan", "--json", "--recipe", "old.json", "--size", 256))
+    same = recipe(hires("plan", "--json", "--recipe", "old.json", "--size", 128))
     assert (same["rows"], same["strengths"]) == (2, [0.9])
     larger = recipe(hires("plan", "--json", "--recipe", "old.json", "--size", 512))
     assert larger["rows"] != 2

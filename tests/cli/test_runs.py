@@ -30,7 +30,7 @@ def leave(output: str | Path, age_days: float = 0.0, **choices: Any) -> Path:
     """A run directory as a process that ended leaves it."""
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe.from_fragments({"prompt": "a red dune", "size": 256, "steps": 5} | choices)
+    recipe = Recipe.from_fragments({"prompt": "a red dune", "size": 128, "steps": 5} | choices)
     plan = Planner(MACHINE).plan(recipe)
     memory = {"torch": "1", "memory": str(plan.budgets.memory_bytes), "host memory": "None"}
     made = RunDirectory(output, recipe=plan.recipe, conditions=memory, plan_json=plan.to_json())
@@ -155,7 +155,7 @@ def test_show(hires: Callable, named: str) -> None:
     leave("a b.tif")
     ran = hires("runs", "show", named)
     assert ran.code == 0, ran.err
-    for text in ('prompt = "a red dune"', "1 base, 128x128, 5 steps: not finished", "torch = 1",
+    for text in ('prompt = "a red dune"', "1 base, 64x64, 5 steps: not finished", "torch = 1",
                  "0 of 2 stages", "hires generate --recipe"):  # fmt: skip
         assert text in ran.out
     told = json.loads(hires("runs", "show", named, "--json").out)

@@ -71,8 +71,8 @@ def test_the_last_size_said_counts(
 
 
 def test_a_stage_at_a_time_of_what_is_said_for_it(hires: Callable) -> None:
-    picture("in.png", 64, 48)
-    said = ("--size", 256, "--upscale-steps", "4,2", "--strength", "0.5,0.25")
+    picture("in.png", 32, 24)
+    said = ("--size", 128, "--upscale-steps", "4,2", "--strength", "0.5,0.25")
     plan = json.loads(hires("upscale", "in.png", *said, "--dry-run", "--json").out)
     stages = plan["stages"]
     assert [stage["kind"] for stage in stages] == ["upscale", "upscale"]
@@ -97,7 +97,7 @@ def test_the_recipe_names_the_picture_and_makes_it_again(hires: Callable) -> Non
     ("words", "told"),
     [
         (["missing.png"], ["missing.png"]),
-        (["in.png", "--size", "40"], ["64"]),
+        (["in.png", "--size", "24"], ["32"]),
         (["in.png", "--size", "400x120"], ["shape"]),
         (["in.png", "--size", "80x64"], ["90x61"]),
         (["in.png", "--strength", "0"], ["strength", "0"]),

@@ -25,7 +25,7 @@ from hirescli.recipe import Recipe
 from hirescli.runs import journal
 
 pytestmark = pytest.mark.slow
-CHOICES = {"prompt": "a lake", "size": 256, "seed": 3, "steps": 3, "upscale_steps": 2, "rows": 2}
+CHOICES = {"prompt": "a lake", "size": 128, "seed": 3, "steps": 3, "upscale_steps": 2, "rows": 2}
 
 
 class Ended(BaseException):

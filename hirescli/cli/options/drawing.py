@@ -101,13 +101,13 @@ class DrawingOptions:
         ),
     ] = None
     upscale_guidance_scale: Annotated[
-        float | None,
+        str | None,
         option(
             "--upscale-guidance-scale",
             panel=_PANEL,
-            metavar="X",
-            parser=number,
-            text="As --guidance-scale, in upscaling stages, 1 to 50. Default: the model's card.",
+            metavar="X,X,...",
+            text="As --guidance-scale, in each upscaling stage, 1 to 50, in order; the last "
+            "repeats. Default: the model's card.",
         ),
     ] = None
     dtype: Annotated[
@@ -148,6 +148,7 @@ class DrawingOptions:
             "--adapter",
             panel=_PANEL,
             metavar="PATH|ID",
-            text="LinFusion weights: a folder or a hub id. Default: the model's card.",
+            text="Linear attention: LinFusion's folder or hub id, or CLEAR's file or name such as "
+            "clear-16. Default: the model's card.",
         ),
     ] = None

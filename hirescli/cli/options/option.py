@@ -9,7 +9,9 @@ from typing import Any
 import typer
 
 
-def option(*names: str, panel: str, metavar: str | None, text: str, **more: Any) -> Any:
+def option(
+    *names: str, panel: str | None = None, metavar: str | None, text: str, **more: Any
+) -> Any:
     """A typer option of ours: the help text carries unit, range and default itself."""
     return typer.Option(
         *names, metavar=metavar, help=text, rich_help_panel=panel, show_default=False, **more

@@ -39,13 +39,16 @@ class RequestOptions(RunOptions, FileOptions, DrawingOptions, GuideOptions, Pict
             "tile_px": self.tile,
             "strengths": _parsed("strengths", self.strengths, float, "0.4,0.3,0.2"),
             "upscale_steps": _parsed("upscale steps", self.upscale_steps, int, "4,3,2"),
+            "upscale_guidance_scale": _parsed(
+                "upscale guidance scales", self.upscale_guidance_scale, float, "3,3,1"
+            ),
             "loras": self.lora or None,
             "controls": self.control or None,
             "image_prompts": self.image_prompt or None,
         }
         same = (
             "negative_prompt size model revision steps guidance_scale scheduler method "
-            "upscale_guidance_scale dtype format bits compression pyramid tile_layout tile_format "
+            "dtype format bits compression pyramid tile_layout tile_format "
             "quality dpi metadata "
             "rows vae_mode vae_attention vae_dtype attention adapter image_adapter init_image "
             "init_strength device prompt"

@@ -1,0 +1,1 @@
+"""Commands of `hires distill`, one a method."""

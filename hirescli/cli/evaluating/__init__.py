@@ -1,0 +1,1 @@
+"""The commands of `hires eval`, a file each."""
