@@ -174,7 +174,21 @@ def denoiser(
             metavar="STATE|FOLDER", help="The autoencoder: its training's file, or its export."
         ),
     ],
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STATE|FOLDER",
+            help="Weights to begin at: another training's file, or the unet folder of an export. "
+            "Default: fresh ones. Of no effect once there is a STATE.",
+        ),
+    ] = None,
     steps: _Steps = 6_000,
+    learning_rate: Annotated[
+        float,
+        typer.Option(
+            min=1e-7, max=1e-2, metavar="R", help="Of AdamW, at its peak, which 200 steps lead to."
+        ),
+    ] = 6e-4,
     batch_scale: Annotated[
         int,
         typer.Option(
@@ -193,16 +207,26 @@ def denoiser(
     from hirescli.training.autoencoder import load
     from hirescli.training.denoiser import DenoiserRun, train
 
-    run = DenoiserRun(steps=steps, batch_scale=batch_scale)
+    run = DenoiserRun(steps=steps, learning_rate=learning_rate, batch_scale=batch_scale)
     set_threads(threads)
-    log = _log if json_ else _log_in_words
-    train(data, load(autoencoder), state, run, log=log, stop_after_seconds=_seconds(minutes))
+    train(
+        data,
+        load(autoencoder),
+        state,
+        run,
+        start=start,
+        log=_log if json_ else _log_in_words,
+        stop_after_seconds=_seconds(minutes),
+    )
 
 
 def export(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the weights go.")],
     autoencoder: Annotated[
-        Path, typer.Option(metavar="STATE", help="The file of the autoencoder's training.")
+        Path,
+        typer.Option(
+            metavar="STATE|FOLDER", help="The autoencoder: its training's file, or its export."
+        ),
     ],
     denoiser: Annotated[
         Path, typer.Option(metavar="STATE", help="The file of the denoiser's training.")

@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from hirescli.errors import RequestError
 from hirescli.models.builtin.autoencoder import ThinAutoencoder
 from hirescli.training import trainer
 from hirescli.training.dataset import (
@@ -35,6 +33,7 @@ from hirescli.training.trainer import (
     Schedule,
     State,
     compile_on_gpu,
+    load_exported,
     load_weights,
     read_state,
 )
@@ -243,22 +242,10 @@ def load(path: Path) -> ThinAutoencoder:
         RequestError: If there is none.
     """
     if path.is_dir():
-        return _exported(path)
+        exported: ThinAutoencoder = load_exported(ThinAutoencoder, path, part="vae")
+        return exported
     model: ThinAutoencoder = ThinAutoencoder()
     load_weights(model, read_state(path)["ema"], path)
-    return model
-
-
-def _exported(folder: Path) -> ThinAutoencoder:
-    try:
-        model: ThinAutoencoder = ThinAutoencoder.from_pretrained(
-            folder, local_files_only=True, torch_dtype=torch.float32
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise RequestError(
-            f"folder {folder} holds no autoencoder of the built-in model ({error}); name the "
-            "`vae` folder of an export, or the STATE file of an autoencoder's training"
-        ) from error
     return model
 
 

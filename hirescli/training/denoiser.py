@@ -40,6 +40,7 @@ from hirescli.training.trainer import (
     Schedule,
     State,
     compile_on_gpu,
+    load_exported,
     load_weights,
     read_state,
 )
@@ -127,18 +128,27 @@ class DenoiserTraining:
         autoencoder: The finished one, in float32.
         state_path: The state's file.
         run: The settings.
+        start: Where to begin while there is no state: another training's file, or the `unet`
+            folder of an export. None: fresh weights.
 
     Raises:
-        RequestError: If the folder holds no such shards, or the file is no state of this model.
+        RequestError: If the folder holds no such shards, or a file is of another model.
     """
 
     def __init__(
-        self, data: Path, autoencoder: ThinAutoencoder, state_path: Path, run: DenoiserRun
+        self,
+        data: Path,
+        autoencoder: ThinAutoencoder,
+        state_path: Path,
+        run: DenoiserRun,
+        start: Path | None = None,
     ) -> None:
         torch.manual_seed(0)
         finished_shards(data, ["wide"])  # before anything heavy
         self.run, self.device = run, torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.unet = new_unet(channels=run.channels)
+        if start is not None and not state_path.exists():
+            load_weights(self.unet, load(start).state_dict(), start)
         self.unet.to(self.device, memory_format=torch.channels_last)  # type: ignore[arg-type]
         self.state = State(state_path, self.unet, self.unet.parameters(), run, weight_decay=0.01)
         compile_on_gpu(self.unet, self.device)
@@ -192,10 +202,13 @@ def train(
     state_path: Path,
     run: DenoiserRun,
     *,
+    start: Path | None = None,
     log: Callable[[str], None] = print,
     stop_after_seconds: float = math.inf,
 ) -> None:
     """Train or go on training; the state at ``state_path`` holds everything a resume needs.
+
+    ``start`` is where a new one begins, as of `DenoiserTraining`.
 
     Raises:
         RequestError: As `DenoiserTraining`.
@@ -204,19 +217,22 @@ def train(
         load(state_path)  # refuses what is another model's
         log(trainer.line_at_end(run))
         return
-    training = DenoiserTraining(data, autoencoder, state_path, run)
+    training = DenoiserTraining(data, autoencoder, state_path, run, start)
     trainer.train(training, log=log, stop_after_seconds=stop_after_seconds)
 
 
-def load(state_path: Path) -> UNet2DConditionModel:
-    """The averaged UNet of a training state, with softmax attention; float32.
+def load(path: Path) -> UNet2DConditionModel:
+    """The averaged UNet of a training state, or an exported one from its folder; float32, softmax.
 
     Raises:
-        RequestError: If the file is no state of a denoiser.
+        RequestError: If there is none.
     """
-    state = read_state(state_path)
+    if path.is_dir():
+        exported: UNet2DConditionModel = load_exported(UNet2DConditionModel, path, part="unet")
+        return exported
+    state = read_state(path)
     unet = new_unet(channels=state["run"].get("channels", CHANNELS))
-    load_weights(unet, state["ema"], state_path)
+    load_weights(unet, state["ema"], path)
     return unet
 
 

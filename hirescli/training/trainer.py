@@ -15,17 +15,21 @@ import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hirescli.errors import RequestError, RunError
+from hirescli.errors import HiresError, RequestError, RunError
+from hirescli.models.families import read_json
+from hirescli.models.safetensors_check import read_tensors
 from hirescli.training.sheets import write_sheet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_Model = TypeVar("_Model", bound=nn.Module)
 _KEYS = {"model", "ema", "optimizer", "step", "run"}
 _LOSSES_SHOWN = 200  # the loss that is shown is the mean over so many last steps
 
@@ -277,9 +281,36 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise RequestError(
-            f"training state {path} is of another model than {type(model).__name__} as it is "
-            f"trained here: {_first_misfit(model, weights)}; name another STATE file"
+            f"{path} is of another model than {type(model).__name__} as it is trained here: "
+            f"{_first_misfit(model, weights)}; name another"
         ) from error
+
+
+def load_exported(model: type[_Model], folder: Path, *, part: str) -> _Model:
+    """An exported model from its folder, in diffusers layout; float32.
+
+    Args:
+        model: Its class, which the folder's config must name.
+        folder: With ``config.json`` and one file of weights.
+        part: Its name in an export, which the error names.
+
+    Raises:
+        RequestError: If there is none, or one of another class or other shapes.
+    """
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    try:
+        config = read_json(folder / "config.json")
+        if (kind := config.get("_class_name")) != model.__name__:
+            raise RequestError(f"its config.json is of a {kind}, not of a {model.__name__}")
+        read_tensors(weights)  # says what is wrong with a damaged file
+        loaded: _Model = model.from_config(config)  # type: ignore[attr-defined]
+        load_weights(loaded, load_file(weights), folder)
+    except HiresError as error:
+        raise RequestError(
+            f"folder {folder} holds no {model.__name__} of the built-in model ({error}); name the "
+            f"`{part}` folder of an export, or the STATE file of a training"
+        ) from error
+    return loaded
 
 
 def _first_misfit(model: nn.Module, weights: Mapping[str, Tensor]) -> str:

@@ -169,5 +169,5 @@ def test_autoencoders_are_loaded_by_what_their_folder_says(tmp_path: Path) -> No
     with pytest.raises(RequestError, match="holds Horse"):
         load_autoencoder(tmp_path / "kl")
     (tmp_path / "thin" / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(RequestError, match="holds no autoencoder"):
+    with pytest.raises(RequestError, match="holds no ThinAutoencoder"):
         load_autoencoder(tmp_path / "thin")

@@ -24,7 +24,7 @@ from hirescli.models.sums import check_sums
 from hirescli.training import autoencoder, denoiser
 from hirescli.training.autoencoder import AutoencoderRun, Crops
 from hirescli.training.dataset import PICTURE_PX, PICTURES_PER_SHARD, load_shard, render_shard
-from hirescli.training.denoiser import DenoiserRun, v_loss
+from hirescli.training.denoiser import DenoiserRun, DenoiserTraining, v_loss
 from hirescli.training.export import export
 from hirescli.training.lessons import (
     COMPOSITION,
@@ -179,6 +179,28 @@ def test_denoiser_trains_and_resumes(data: Path, tmp_path: Path) -> None:
     assert denoiser.load(state).config["block_out_channels"] == WIDTHS
 
 
+def test_denoiser_begins_at_an_export(data: Path, held_out: Path, tmp_path: Path) -> None:
+    train_autoencoder(data, held_out, tmp_path / "ae.pt", 1)
+    train_denoiser(data, tmp_path / "dn.pt", 1)
+    states = {"autoencoder_state": tmp_path / "ae.pt", "denoiser_state": tmp_path / "dn.pt"}
+    export(**states, folder=tmp_path / "weights")
+    unet = tmp_path / "weights" / "unet"
+    begun = denoiser.load(unet).state_dict()
+
+    run = DenoiserRun(steps=1, channels=WIDTHS, lessons=TINY)
+    thin = ThinAutoencoder(decoder_channels=(4, 4, 4), decoder_blocks=(0, 0, 0))
+    training = DenoiserTraining(data, thin, tmp_path / "more.pt", run, unet)
+    torch.testing.assert_close(dict(training.unet.state_dict()), dict(begun))
+    torch.testing.assert_close(training.state.average, dict(begun))
+    fresh = denoiser.new_unet(channels=WIDTHS).state_dict()
+    assert not torch.equal(fresh["conv_in.weight"], begun["conv_in.weight"])
+
+    again = DenoiserTraining(data, thin, tmp_path / "dn.pt", run, unet)  # its state goes before
+    assert again.state.step == 1
+    with pytest.raises(RequestError, match=r"unet is of another model than UNet2DCond"):
+        DenoiserTraining(data, thin, tmp_path / "wide.pt", DenoiserRun(lessons=TINY), unet)
+
+
 def test_export_is_a_model_that_loads(data: Path, held_out: Path, tmp_path: Path) -> None:
     train_autoencoder(data, held_out, tmp_path / "ae.pt", 1)
     train_denoiser(data, tmp_path / "dn.pt", 1)
@@ -324,8 +346,22 @@ def test_file_that_is_no_state_is_named(tmp_path: Path, kind: str) -> None:
 
 
 def test_folder_without_autoencoder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="holds no autoencoder"):
+    with pytest.raises(RequestError, match="holds no ThinAutoencoder"):
         autoencoder.load(tmp_path)
+
+
+def test_folders_of_other_models_are_named(data: Path, held_out: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    train_autoencoder(data, held_out, tmp_path / "ae.pt", 1)
+    train_denoiser(data, tmp_path / "dn.pt", 1)
+    export(autoencoder_state=tmp_path / "ae.pt", denoiser_state=tmp_path / "dn.pt", folder=weights)
+    with pytest.raises(RequestError, match=r"holds no ThinAutoencoder .* is of a UNet2DCond"):
+        autoencoder.load(weights / "unet")
+    with pytest.raises(RequestError, match=r"holds no UNet2DCond.* is of a ThinAutoencoder"):
+        denoiser.load(weights / "vae")
+    (weights / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(RequestError, match=r"holds no UNet2DCond.*cannot be read"):
+        denoiser.load(weights / "unet")
 
 
 def test_state_of_another_model_is_left_alone(data: Path, held_out: Path, tmp_path: Path) -> None:
@@ -386,7 +422,7 @@ def test_commands(hires: Callable, data: Path, held_out: Path, tmp_path: Path) -
         ("autoencoder {data} . --held-out {held_out}", "is a folder"),
         ("autoencoder {data} ae.pt", "--held-out"),
         ("denoiser {data} dn.pt --autoencoder gone.pt", "gone.pt cannot be read"),
-        ("denoiser {data} dn.pt --autoencoder {data}", "holds no autoencoder"),
+        ("denoiser {data} dn.pt --autoencoder {data}", "holds no ThinAutoencoder"),
         ("export out --autoencoder a.pt --denoiser d.pt", "d.pt cannot be read"),
     ],
 )
