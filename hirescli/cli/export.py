@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from hirescli.cli.json_errors import json_errors
 from hirescli.cli.options.option import number, option, whole, words
 from hirescli.cli.streams import write_line
-from hirescli.errors import HiresError
 
 _PANEL = "Options"
 
@@ -133,16 +133,11 @@ def export(
         "metadata": False if no_metadata else None,
     }  # fmt: skip
     choices: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
-    try:
+    with json_errors(json_):
         asked = prepared(file, to, choices, overwrite=overwrite)
         # With --json stdout gets one object and stderr nothing.
         with listening(as_json=False, quiet=quiet or json_, at_first=f"reading {file}") as tell:
             finished = export(asked, overwrite=overwrite, listener=tell)
-    except HiresError as error:
-        if json_:
-            code = error.exit_code
-            write_line(json.dumps({"event": "error", "message": str(error), "exit_code": code}))
-        raise
     if json_:
         keys = ("bytes", "seconds", "sha256")
         files = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hirescli.cli.json_errors import json_errors
 from hirescli.cli.options.file import AlsoOptions
 from hirescli.cli.options.making import MakingOptions
 from hirescli.cli.options.request import RequestOptions, takes
 from hirescli.cli.streams import write_line
-from hirescli.errors import HiresError, RequestError
+from hirescli.errors import RequestError
 
 if TYPE_CHECKING:
     from hirescli.cascade.run import Result
@@ -68,15 +68,10 @@ def make(
         latents: A kept run directory, or its output, whose latents are decoded again.
         also: Names of further files of each image.
     """
-    try:
+    with json_errors(how.json_):
         if latents is not None:
             request, latents = _of_kept(request, latents)
         _make(request, how, source, latents, also)
-    except HiresError as error:
-        if how.json_:
-            code = error.exit_code
-            write_line(json.dumps({"event": "error", "message": str(error), "exit_code": code}))
-        raise
 
 
 def _of_kept(request: RequestOptions, named: Path) -> tuple[RequestOptions, Path]:
@@ -217,19 +212,18 @@ def _run(
     latents: Path | None,
 ) -> Sequence[Result]:
     from hirescli.cli.imports import importing
-    from hirescli.cli.progress import listening
-    from hirescli.events import Event, RunDone, Warned
+    from hirescli.cli.progress import listening, paused, warn
+    from hirescli.events import Event, RunDone
 
     with listening(as_json=how.json_, quiet=how.quiet) as listener:
 
         def tell(event: Event) -> None:
             listener(event)
             if isinstance(event, RunDone):
-                with getattr(listener, "paused", contextlib.nullcontext)():
+                with paused(listener):
                     paths.done(event.path)
 
-        for message in dict.fromkeys(w for image in all_images for w in image.plan.warnings):
-            listener(Warned(message))
+        warn(listener, [image.plan for image in all_images])
         with importing():  # after all that can be refused is
             from hirescli.cascade.run import run
 

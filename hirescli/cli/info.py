@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hirescli.cli.streams import json_visible, visible, write_line
-from hirescli.errors import HiresError
+from hirescli.cli.json_errors import json_errors
+from hirescli.cli.streams import json_visible, visible
 
 
 def info(
@@ -35,13 +35,8 @@ def info(
     Of other programs' pictures it shows the text that A1111's web interface and many others
     embed: prompt, negative prompt, steps, sampler, CFG scale, seed, size, model.
     """
-    try:
+    with json_errors(json_):
         _info(file, as_json=json_)
-    except HiresError as error:
-        if json_:
-            code = error.exit_code
-            write_line(json.dumps({"event": "error", "message": str(error), "exit_code": code}))
-        raise
 
 
 def _info(file: Path, *, as_json: bool) -> None:

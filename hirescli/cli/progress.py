@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, ClassVar, TextIO, cast
 
 from rich.console import Console
@@ -104,6 +104,18 @@ def seconds_left(elapsed_seconds: float, fraction: float, planned_seconds: float
     measured = elapsed_seconds / fraction * (1 - fraction)
     trust = min(fraction * 10, 1.0)  # the measured speed alone counts from a tenth on
     return trust * measured + (1 - trust) * planned
+
+
+def warn(listener: Listener, plans: Iterable[Plan]) -> None:
+    """Tell the warnings of plans, each once."""
+    for message in dict.fromkeys(warning for plan in plans for warning in plan.warnings):
+        listener(events.Warned(message))
+
+
+def paused(listener: Listener) -> AbstractContextManager[None]:
+    """A time in which paths can be printed: a listener that draws bars draws none."""
+    pause: Callable[[], AbstractContextManager[None]] = getattr(listener, "paused", nullcontext)
+    return pause()
 
 
 @contextmanager

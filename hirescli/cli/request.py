@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,19 +55,13 @@ def images(
     from hirescli.planning.also import with_also
     from hirescli.planning.plan import make_plan
     from hirescli.planning.print_size import parse_print
-    from hirescli.units import parse_bytes
 
     if options.output == "":
         raise RequestError("output is empty; give a file name with -o, or leave it out")
     for name in also:
         if _named_file(name) is None:
             raise RequestError(f'--also "{name}" is no file name; write it like sea.jpg')
-    limits: dict[str, Any] = {
-        "memory_bytes": None if options.memory is None else parse_bytes(options.memory),
-        "host_memory_bytes": (
-            None if options.host_memory is None else parse_bytes(options.host_memory)
-        ),
-    }
+    said_limits = limits(options)
     recipes = tuple(map(identified, _recipes(options, source)))
     if options.print_ is not None:
         say(parse_print(options.print_).said(), kind="note")
@@ -77,11 +71,40 @@ def images(
             _output(name, asked, several=len(recipes) > 1) for name in (options.output, *also)
         )
         recipe, files = with_also(asked, others)
-        plan = make_plan(
-            recipe, card_of(recipe), spill=options.spill, machine=machine, also=files, **limits
-        )
+        plan = make_plan(recipe, card_of(recipe), machine=machine, also=files, **said_limits)
         made.append(Image(plan, output))
     return tuple(made)
+
+
+def limits(options: RequestOptions) -> dict[str, Any]:
+    """What plans must keep to, as `make_plan` takes it.
+
+    Raises:
+        RequestError: If an amount of memory is none.
+    """
+    from hirescli.units import parse_bytes
+
+    def read(text: str | None) -> int | None:
+        return None if text is None else parse_bytes(text)
+
+    return {
+        "memory_bytes": read(options.memory),
+        "host_memory_bytes": read(options.host_memory),
+        "spill": options.spill,
+    }
+
+
+def distinct_seeds(options: RequestOptions) -> list[int]:
+    """The seeds that were given, none of them twice.
+
+    Raises:
+        RequestError: If one is.
+    """
+    seeds = options.seed or []
+    doubled = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if doubled:
+        raise RequestError(f"seed {doubled[0]} is given twice; give each seed once")
+    return seeds
 
 
 def _recipes(options: RequestOptions, source: Path | None) -> tuple[Recipe, ...]:
@@ -99,11 +122,7 @@ def _recipes(options: RequestOptions, source: Path | None) -> tuple[Recipe, ...]
     fragments = [sized, *fitting(files, flags), flags]
     if options.recipe is not None:
         fragments[1] = of_its_size(fragments[1], fragments[2:])
-    seeds = options.seed or []
-    doubled = sorted({seed for seed in seeds if seeds.count(seed) > 1})
-    if doubled:
-        raise RequestError(f"seed {doubled[0]} is given twice; give each seed once")
-    per_seed: list[dict[str, Any]] = [{"seed": seed} for seed in seeds] or [{}]
+    per_seed: list[dict[str, Any]] = [{"seed": seed} for seed in distinct_seeds(options)] or [{}]
     return tuple(
         Recipe.from_fragments(*fragments, seed, source="the request") for seed in per_seed
     )
@@ -128,17 +147,22 @@ def _flags(options: RequestOptions, files: list[Mapping[str, Any]]) -> dict[str,
     return flags
 
 
+def merged(fragments: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What fragments say in the end; one that says None of a key says nothing of it."""
+    said: dict[str, Any] = {}
+    for fragment in fragments:
+        said |= {key: value for key, value in fragment.items() if value is not None}
+    return said
+
+
 def _size(fragments: list[Mapping[str, Any]]) -> tuple[int, int] | None:
     """Width and height that fragments say in the end; None if none, or if it is no size."""
     from hirescli.recipe import expand_size
 
-    said: dict[str, Any] = {}
-    for fragment in fragments:
-        try:
-            expanded = expand_size(fragment)
-        except RequestError:  # reported with all other faults later
-            return None
-        said |= {key: value for key, value in expanded.items() if value is not None}
+    try:
+        said = merged(map(expand_size, fragments))
+    except RequestError:  # reported with all other faults later
+        return None
     width_px, height_px = said.get("width_px"), said.get("height_px")
     if not isinstance(width_px, int) or not isinstance(height_px, int):
         return None
@@ -153,9 +177,7 @@ def fitting(files: list[Mapping[str, Any]], flags: Mapping[str, Any]) -> list[Ma
     from hirescli.planning.formats import holds_bits, without_effect
 
     def useless(fragments: list[Mapping[str, Any]]) -> tuple[str, ...]:
-        said: dict[str, Any] = {}
-        for fragment in fragments:
-            said |= {key: value for key, value in fragment.items() if value is not None}
+        said = merged(fragments)
         fits = holds_bits(said) or flags.get("bits") is not None
         return (*without_effect(said), *(() if fits else ("bits",)))
 

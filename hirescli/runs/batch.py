@@ -22,7 +22,7 @@ from hirescli.planning.card import Card
 from hirescli.planning.machine import Machine
 from hirescli.planning.plan import Plan, ValidatedPlan, make_plan
 from hirescli.recipe import Recipe
-from hirescli.runs.jobs import Job
+from hirescli.runs.jobs import Job, place
 
 if TYPE_CHECKING:
     from hirescli.cascade.run import Result
@@ -72,6 +72,11 @@ class Row:
     error: str | None = None
     recipe_hash: str | None = None
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+
+    @property
+    def where(self) -> str:
+        """The job's place, for messages."""
+        return place(self.index, self.line)
 
     @classmethod
     def of(cls, planned: PlannedJob, status: Status, **more: Any) -> Row:

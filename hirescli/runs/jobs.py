@@ -79,7 +79,12 @@ class Job:
     @property
     def where(self) -> str:
         """Its place, for messages."""
-        return f"job {self.index}" if self.line is None else f"line {self.line}"
+        return place(self.index, self.line)
+
+
+def place(index: int, line: int | None) -> str:
+    """Where a job stands, for messages: by the line of its file, or by its number."""
+    return f"job {index}" if line is None else f"line {line}"
 
 
 @dataclass(frozen=True)

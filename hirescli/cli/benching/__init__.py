@@ -1,0 +1,1 @@
+"""What `hires bench` does: its options, its kinds of measurement, its page."""
