@@ -6,35 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from hirescli.attention.clear_published import DEFAULT_WINDOW
-from hirescli.cli.distilling.options import (
-    AttentionWeight,
-    Decay,
-    Device,
-    GradientCheckpointing,
-    Json,
-    MicroBatch,
-    Minutes,
-    NoiseWeight,
-    Prompts,
-    Resolution,
-    Restart,
-    Revision,
-    SamplingSteps,
-    SaveEvery,
-    Seed,
-    SkipBroken,
-    Steps,
-    TeacherWeight,
-    Threads,
-    flag,
-)
-from hirescli.cli.distilling.running import DTYPES, OPTIMIZERS, run
+from hirescli.cli.distilling import options
+from hirescli.cli.distilling.running import run
 from hirescli.cli.options.machine import check_words
 from hirescli.cli.options.option import option
 
 if TYPE_CHECKING:
     from hirescli.training.distill.request import Request
 
+_OPTIMIZERS = ("adamw", "prodigy")
 _CAPTION_DROPOUT = {"flux": 0.0, "sd3": 0.1}  # FLUX is never asked without a caption
 
 
@@ -59,9 +39,9 @@ def clear(
             "folder of FLUX.1 or Stable Diffusion 3.5 in diffusers' layout, a hub id.",
         ),
     ],
-    revision: Revision = None,
-    prompts: Prompts = None,
-    sampling_steps: SamplingSteps = None,
+    revision: options.Revision = None,
+    prompts: options.Prompts = None,
+    sampling_steps: options.SamplingSteps = None,
     data: Annotated[
         Path | None,
         option(
@@ -91,23 +71,15 @@ def clear(
             "published are 1, which pools nothing, and 4. Default: 1.",
         ),
     ] = 1,
-    steps: Steps = 10_000,
-    batch: Annotated[
-        int,
-        option(
-            "--batch",
-            metavar="N",
-            min=1,
-            text="Samples of a step, of all processes together. Default: 32, as published.",
-        ),
-    ] = 32,
-    micro_batch: MicroBatch = None,
-    gradient_checkpointing: GradientCheckpointing = False,
+    steps: options.Steps = 10_000,
+    batch: Annotated[int, options.samples_of_a_step("32, as published")] = 32,
+    micro_batch: options.MicroBatch = None,
+    gradient_checkpointing: options.GradientCheckpointing = False,
     optimizer: Annotated[
         str,
         option(
             "--optimizer",
-            metavar="|".join(OPTIMIZERS),
+            metavar="|".join(_OPTIMIZERS),
             text="prodigy, as published, finds its steps itself and needs the package prodigyopt; "
             "adamw takes less memory. Default: prodigy.",
         ),
@@ -121,8 +93,8 @@ def clear(
             text="Default: 1 of Prodigy, as published; 1e-4 of AdamW.",
         ),
     ] = None,
-    decay: Decay = False,
-    resolution: Resolution = None,
+    decay: options.Decay = False,
+    resolution: options.Resolution = None,
     start: Annotated[
         str | None,
         option(
@@ -132,38 +104,22 @@ def clear(
             "id. Default: from the model's own projections.",
         ),
     ] = None,
-    noise_weight: NoiseWeight = 1.0,
-    teacher_weight: TeacherWeight = 0.5,
-    attention_weight: AttentionWeight = 0.5,
+    noise_weight: options.NoiseWeight = 1.0,
+    teacher_weight: options.TeacherWeight = 0.5,
+    attention_weight: options.AttentionWeight = 0.5,
     caption_dropout: Annotated[
-        float | None,
-        option(
-            "--caption-dropout",
-            metavar="X",
-            min=0,
-            max=1,
-            text="Share of samples without a caption, 0 to 1. Default: 0.1, of FLUX 0.",
-        ),
+        float | None, options.share_without_caption("0.1, of FLUX 0")
     ] = None,
-    seed: Seed = 0,
-    dtype: Annotated[
-        str,
-        option(
-            "--dtype",
-            metavar="|".join(DTYPES),
-            text="What is computed in; what learns is float32. Default: bfloat16, as published.",
-        ),
-    ] = "bfloat16",
-    device: Device = None,
-    threads: Threads = None,
-    save_every: SaveEvery = 500,
-    minutes: Minutes = None,
-    skip_broken: SkipBroken = False,
-    restart: Restart = False,
-    overwrite: Annotated[
-        bool, flag("--overwrite", "Replace a file that is there and no distillation's output.")
-    ] = False,
-    json_: Json = False,
+    seed: options.Seed = 0,
+    dtype: Annotated[str, options.computed_in("bfloat16, as published")] = "bfloat16",
+    device: options.Device = None,
+    threads: options.Threads = None,
+    save_every: options.SaveEvery = 500,
+    minutes: options.Minutes = None,
+    skip_broken: options.SkipBroken = False,
+    restart: options.Restart = False,
+    overwrite: Annotated[bool, options.replacing("file")] = False,
+    json_: options.Json = False,
 ) -> None:
     """CLEAR: attention to a window in place of every attention of FLUX or Stable Diffusion 3.
 
@@ -175,7 +131,7 @@ def clear(
     Stopped or killed, the same command goes on. On several GPUs: `accelerate launch -m hirescli
     distill clear ...`
     """
-    check_words(dtype=(dtype, DTYPES), optimizer=(optimizer, OPTIMIZERS))
+    check_words(dtype=(dtype, options.DTYPES), optimizer=(optimizer, _OPTIMIZERS))
 
     def request() -> Request:
         from hirescli.attention.clear_published import Variant

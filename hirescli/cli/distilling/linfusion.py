@@ -5,29 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from hirescli.cli.distilling.options import (
-    AttentionWeight,
-    Decay,
-    Device,
-    GradientCheckpointing,
-    Json,
-    MicroBatch,
-    Minutes,
-    NoiseWeight,
-    Prompts,
-    Resolution,
-    Restart,
-    Revision,
-    SamplingSteps,
-    SaveEvery,
-    Seed,
-    SkipBroken,
-    Steps,
-    TeacherWeight,
-    Threads,
-    flag,
-)
-from hirescli.cli.distilling.running import DTYPES, run
+from hirescli.cli.distilling import options
+from hirescli.cli.distilling.running import run
 from hirescli.cli.options.machine import check_words
 from hirescli.cli.options.option import option
 
@@ -56,7 +35,7 @@ def linfusion(
             "Default: builtin.",
         ),
     ] = "builtin",
-    revision: Revision = None,
+    revision: options.Revision = None,
     data: Annotated[
         Path | None,
         option(
@@ -66,28 +45,20 @@ def linfusion(
             "picture; for the built-in model also shards of `hires train render`.",
         ),
     ] = None,
-    prompts: Prompts = None,
-    sampling_steps: SamplingSteps = None,
-    steps: Steps = 10_000,
-    batch: Annotated[
-        int,
-        option(
-            "--batch",
-            metavar="N",
-            min=1,
-            text="Samples of a step, of all processes together. Default: 8.",
-        ),
-    ] = 8,
-    micro_batch: MicroBatch = None,
-    gradient_checkpointing: GradientCheckpointing = False,
+    prompts: options.Prompts = None,
+    sampling_steps: options.SamplingSteps = None,
+    steps: options.Steps = 10_000,
+    batch: Annotated[int, options.samples_of_a_step("8")] = 8,
+    micro_batch: options.MicroBatch = None,
+    gradient_checkpointing: options.GradientCheckpointing = False,
     learning_rate: Annotated[
         float,
         option(
             "--learning-rate", metavar="X", min=0, text="Of AdamW. Default: 1e-4, as published."
         ),
     ] = 1e-4,
-    decay: Decay = False,
-    resolution: Resolution = None,
+    decay: options.Decay = False,
+    resolution: options.Resolution = None,
     mid_dim_scale: Annotated[
         int | None,
         option(
@@ -108,38 +79,20 @@ def linfusion(
             "projections.",
         ),
     ] = None,
-    noise_weight: NoiseWeight = 1.0,
-    teacher_weight: TeacherWeight = 0.5,
-    attention_weight: AttentionWeight = 0.5,
-    caption_dropout: Annotated[
-        float,
-        option(
-            "--caption-dropout",
-            metavar="X",
-            min=0,
-            max=1,
-            text="Share of samples without a caption, 0 to 1. Default: 0.1.",
-        ),
-    ] = 0.1,
-    seed: Seed = 0,
-    dtype: Annotated[
-        str,
-        option(
-            "--dtype",
-            metavar="|".join(DTYPES),
-            text="What is computed in; what learns is float32. Default: float32.",
-        ),
-    ] = "float32",
-    device: Device = None,
-    threads: Threads = None,
-    save_every: SaveEvery = 500,
-    minutes: Minutes = None,
-    skip_broken: SkipBroken = False,
-    restart: Restart = False,
-    overwrite: Annotated[
-        bool, flag("--overwrite", "Replace a folder that is there and no distillation's output.")
-    ] = False,
-    json_: Json = False,
+    noise_weight: options.NoiseWeight = 1.0,
+    teacher_weight: options.TeacherWeight = 0.5,
+    attention_weight: options.AttentionWeight = 0.5,
+    caption_dropout: Annotated[float, options.share_without_caption("0.1")] = 0.1,
+    seed: options.Seed = 0,
+    dtype: Annotated[str, options.computed_in("float32")] = "float32",
+    device: options.Device = None,
+    threads: options.Threads = None,
+    save_every: options.SaveEvery = 500,
+    minutes: options.Minutes = None,
+    skip_broken: options.SkipBroken = False,
+    restart: options.Restart = False,
+    overwrite: Annotated[bool, options.replacing("folder")] = False,
+    json_: options.Json = False,
 ) -> None:
     """LinFusion: linear attention in place of every self-attention of a UNet.
 
@@ -150,7 +103,7 @@ def linfusion(
     Stopped or killed, the same command goes on. On several GPUs: `accelerate launch -m hirescli
     distill linfusion ...`
     """
-    check_words(dtype=(dtype, DTYPES))
+    check_words(dtype=(dtype, options.DTYPES))
 
     def request() -> Request:
         from hirescli.training.distill.finding import find_unet

@@ -9,11 +9,42 @@ import typer
 
 from hirescli.cli.options.option import option
 
+DTYPES = ("float32", "bfloat16")
 
-def flag(name: str, text: str) -> Any:
+
+def _flag(name: str, text: str) -> Any:
     """A switch that is off by default."""
     return typer.Option(name, help=text, show_default=False)
 
+
+# Options whose defaults differ between the methods.
+
+
+def samples_of_a_step(default: str) -> Any:
+    """`--batch`, with its default in words."""
+    text = f"Samples of a step, of all processes together. Default: {default}."
+    return option("--batch", metavar="N", min=1, text=text)
+
+
+def share_without_caption(default: str) -> Any:
+    """`--caption-dropout`, with its default in words."""
+    text = f"Share of samples without a caption, 0 to 1. Default: {default}."
+    return option("--caption-dropout", metavar="X", min=0, max=1, text=text)
+
+
+def computed_in(default: str) -> Any:
+    """`--dtype`, with its default in words."""
+    text = f"What is computed in; what learns is float32. Default: {default}."
+    return option("--dtype", metavar="|".join(DTYPES), text=text)
+
+
+def replacing(output: str) -> Any:
+    """`--overwrite`; the output is a file or a folder."""
+    text = f"Replace a {output} that is there and no distillation's output."
+    return _flag("--overwrite", text)
+
+
+# Options that are the same for all.
 
 Revision = Annotated[
     str | None,
@@ -50,7 +81,7 @@ MicroBatch = Annotated[
 ]
 GradientCheckpointing = Annotated[
     bool,
-    flag(
+    _flag(
         "--gradient-checkpointing",
         "Compute activations a second time for the gradients in place of keeping them: less "
         "memory, more time. Default: off.",
@@ -58,7 +89,7 @@ GradientCheckpointing = Annotated[
 ]
 Decay = Annotated[
     bool,
-    flag("--decay", "Let the learning rate fall along half a cosine. Default: it stays."),
+    _flag("--decay", "Let the learning rate fall along half a cosine. Default: it stays."),
 ]
 Resolution = Annotated[
     int | None,
@@ -130,7 +161,7 @@ Minutes = Annotated[
 ]
 SkipBroken = Annotated[
     bool,
-    flag(
+    _flag(
         "--skip-broken",
         "Leave out pictures that are damaged, too small or without a caption, and say which. "
         "Default: they are an error.",
@@ -138,7 +169,7 @@ SkipBroken = Annotated[
 ]
 Restart = Annotated[
     bool,
-    flag(
+    _flag(
         "--restart",
         "Start over where another run's state is. Samples are kept if they are the same.",
     ),

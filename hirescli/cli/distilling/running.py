@@ -13,9 +13,6 @@ from hirescli.cli.streams import json_visible, visible
 if TYPE_CHECKING:
     from hirescli.training.distill.request import Request
 
-DTYPES = ("float32", "bfloat16")
-OPTIMIZERS = ("adamw", "prodigy")
-
 
 def run(
     make: Callable[[], Request],
