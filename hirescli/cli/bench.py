@@ -46,6 +46,7 @@ def bench(
 
     clear: full attention and CLEAR's with windows 8, 16 and 32, of one layer of FLUX's shape, in
     one process: seconds, operations, memory.
+
     findings: linear attention with parts of operator and loss left out, each distilled from the
     built-in model and compared with held-out renders at 1, 2 and 4 times the size of training.
     """

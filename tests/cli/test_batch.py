@@ -144,6 +144,10 @@ def test_pictures_are_enlarged(hires: Callable) -> None:
     made = [plan["recipe"] for plan in planned(hires, jobs)]
     assert [(each["width_px"], each["height_px"]) for each in made] == [(256, 128), (192, 96)]
 
+    jobs = '[defaults]\nsource = "small.png"\n[[job]]\nseed = 1\n'
+    (made_by_default,) = planned(hires, jobs, name="jobs.toml")
+    assert made_by_default["recipe"]["width_px"] == 256
+
 
 def test_all_faults_of_all_jobs_together(hires: Callable) -> None:
     jobs = [

@@ -82,8 +82,8 @@ class Defaults:
         self, files: Sequence[Mapping[str, Any]], own: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What comes before the fragments, and the job's own, so that a size is said."""
-        given = self._files[1:]  # an old recipe with a source has its size
-        source = next((f["source"] for f in (own, *given) if f.get("source") is not None), None)
+        given = (own, *reversed(self._files))  # not a recipe file: one with a source has its size
+        source = next((f["source"] for f in given if f.get("source") is not None), None)
         if source is not None:
             from hirescli.output.enlarging import enlarging
 
