@@ -39,8 +39,8 @@ PROMPTS = (
     "polished blue agate stone",
 )
 COLUMNS = 4
-BASE_STEPS, STEPS = 20, 8
-GUIDANCE, STRENGTH = 3.0, 0.65
+BASE_STEPS, STEPS = 20, 6
+BASE_GUIDANCE, GUIDANCE, STRENGTH = 5.0, 4.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Samples:
     def draw(self) -> Tensor:
         """Pictures (N, 3, H, W) in [-1, 1], twice as large as the base."""
         random = torch.Generator().manual_seed(0)
-        base = self._denoised(self._noise(1, random), BASE_STEPS, guidance=GUIDANCE)
+        base = self._denoised(self._noise(1, random), BASE_STEPS, guidance=BASE_GUIDANCE)
         larger = F.interpolate(self._decoded(base), scale_factor=2.0, mode="bicubic").clamp(-1, 1)
         x_0, noise = self.autoencoder.encoder(larger), self._noise(2, random)
-        return self._decoded(self._denoised(noise, STEPS, x_0=x_0, guidance=1.0))
+        return self._decoded(self._denoised(noise, STEPS, x_0=x_0, guidance=GUIDANCE))
 
     def _noise(self, scale: int, random: torch.Generator) -> Tensor:
         side = scale * self.unet.config["sample_size"]
@@ -94,8 +94,6 @@ class Samples:
     def _v(self, x_t: Tensor, t: Tensor, guidance: float) -> Tensor:
         with torch.autocast(x_t.device.type, torch.bfloat16):
             v: Tensor = self.unet(x_t, t, self.text).sample.float()
-            if guidance == 1.0:
-                return v
             free: Tensor = self.unet(x_t, t, self.empty.expand_as(self.text)).sample.float()
         return free + guidance * (v - free)
 
