@@ -217,7 +217,7 @@ def test_pixels_that_are_damaged_are_named_on_the_page(tmp_path: Path) -> None:
 
 
 def test_a_copy_under_way_ends_at_once(tmp_path: Path) -> None:
-    path = write_output(tmp_path / "a.png", ramp(4000, 3000), format="png")
+    path = write_output(tmp_path / "a.png", ramp(2400, 1800), format="png")
     shown = Shown(path, tmp_path / "copies")
     (tmp_path / "copies").mkdir()
     shown.end()
