@@ -29,6 +29,12 @@ fi
 hires train autoencoder shards autoencoder.pt --held-out held-out --steps "${SHARPEN:-1900}"
 hires train denoiser shards denoiser.pt --autoencoder autoencoder.pt \
     --steps "${STEPS:-14000}" --batch-scale "${SCALE:-1}"
+# A distillation on other shards or of other length is another.
+settings="${SHARDS:-48} shards, ${DISTIL:-600} steps"
+if [ "$(cat distilled.txt 2>/dev/null)" != "$settings" ]; then
+    rm -rf linfusion.run
+    echo "$settings" >distilled.txt
+fi
 # Of a denoiser that was trained on since, the teacher is another, and so is what it teaches.
 if [ ! -e teacher/SHA256SUMS ] || [ -n "$(find denoiser.pt -newer teacher/SHA256SUMS)" ]; then
     rm -rf linfusion.run

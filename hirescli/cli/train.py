@@ -87,7 +87,7 @@ def photographs(
     """
     from hirescli.training.photographs import check, split, write_shards
 
-    if held_out.absolute() == folder.absolute():
+    if held_out.resolve() == folder.resolve():
         raise RequestError(
             f"held-out photographs cannot go to {folder}, where those to train on go; give "
             "another --held-out"
@@ -186,7 +186,10 @@ def denoiser(
     learning_rate: Annotated[
         float,
         typer.Option(
-            min=1e-7, max=1e-2, metavar="R", help="Of AdamW, at its peak, which 200 steps lead to."
+            min=1e-7,
+            max=1e-2,
+            metavar="R",
+            help="Of AdamW, at its peak, which 200 steps lead to, or half of them.",
         ),
     ] = 6e-4,
     batch_scale: Annotated[
@@ -229,7 +232,10 @@ def export(
         ),
     ],
     denoiser: Annotated[
-        Path, typer.Option(metavar="STATE", help="The file of the denoiser's training.")
+        Path,
+        typer.Option(
+            metavar="STATE|FOLDER", help="The denoiser: its training's file, or its export."
+        ),
     ],
     adapter: Annotated[
         Path | None,
@@ -244,7 +250,7 @@ def export(
     """Write the averaged weights of both trainings, in half precision and diffusers layout."""
     from hirescli.training.export import export as write
 
-    write(autoencoder_state=autoencoder, denoiser_state=denoiser, folder=folder, adapter=adapter)
+    write(autoencoder=autoencoder, denoiser=denoiser, folder=folder, adapter=adapter)
     print(json_visible(json.dumps({"folder": str(folder)})) if json_ else visible(str(folder)))
 
 

@@ -32,13 +32,14 @@ class RealEsrgan:
     """The network, loaded.
 
     Args:
-        threads: Of the CPU.
+        threads: Of the CPU, at least 1: with 0 ncnn ends the process.
 
     Raises:
         RequestError: If a package is not installed, or its files are not the known ones.
     """
 
     def __init__(self, threads: int = 1) -> None:
+        assert threads > 0
         folder = weights_folder()
         import ncnn
 

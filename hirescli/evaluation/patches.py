@@ -29,6 +29,7 @@ CASCADE, LANCZOS, ESRGAN, RENDERS = "cascade", "Lanczos", "Real-ESRGAN", "other 
 CROP_PX = 2 * PATCH_PX  # four patches
 CROPS = 3  # of one picture
 _REFERENCE_PER_FAMILY = 64
+_MOST_PX = 8192  # pictures are decoded whole
 _LEAST_PX = WINDOW * PATCH_PX
 
 Told = Callable[[str, int], None]
@@ -58,12 +59,12 @@ def check_size(size_px: int) -> None:
     """Refuse a size whose patches cannot be compared.
 
     Raises:
-        RequestError: If it is below 896 px, or no multiple of 32.
+        RequestError: If it is not from 896 to 8192 px, or no multiple of 32.
     """
-    if size_px < _LEAST_PX or size_px % (8 * FACTOR):
+    if not _LEAST_PX <= size_px <= _MOST_PX or size_px % (8 * FACTOR):
         raise RequestError(
             f"size {size_px} cannot be compared by patches; give a multiple of {8 * FACTOR} from "
-            f"{_LEAST_PX} on, such as 2048"
+            f"{_LEAST_PX} to {_MOST_PX}, such as 2048"
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from hirescli.training.trainer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _COMPONENT_CROPS = 4096
 _SHOWN = 8  # held-out pictures on the sample sheet, each beside its reconstruction
@@ -242,19 +242,18 @@ def load(path: Path) -> ThinAutoencoder:
         RequestError: If there is none.
     """
     if path.is_dir():
-        exported: ThinAutoencoder = load_exported(ThinAutoencoder, path, part="vae")
-        return exported
+        return load_exported(_as_exported, path, kind="ThinAutoencoder", part="vae")
     model: ThinAutoencoder = ThinAutoencoder()
     load_weights(model, read_state(path)["ema"], path)
     return model
 
 
-def export(state_path: Path, folder: Path) -> ThinAutoencoder:
-    """Write the averaged weights in half precision to ``folder``.
+def _as_exported(config: Mapping[str, Any]) -> ThinAutoencoder:
+    widths = {name: tuple(config[name]) for name in ("decoder_channels", "decoder_blocks")}
+    model: ThinAutoencoder = ThinAutoencoder(**widths)
+    return model
 
-    Raises:
-        RequestError: If the file is no state of an autoencoder.
-    """
-    model = load(state_path)
+
+def export(model: ThinAutoencoder, folder: Path) -> None:
+    """Write an autoencoder, which becomes one of half precision, to ``folder``."""
     model.half().save_pretrained(folder, safe_serialization=True)  # type: ignore[no-untyped-call]
-    return model.float()  # type: ignore[no-any-return,no-untyped-call]

@@ -16,9 +16,10 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -228,20 +229,18 @@ def load(path: Path) -> UNet2DConditionModel:
         RequestError: If there is none.
     """
     if path.is_dir():
-        exported: UNet2DConditionModel = load_exported(UNet2DConditionModel, path, part="unet")
-        return exported
+        return load_exported(_as_exported, path, kind="UNet2DConditionModel", part="unet")
     state = read_state(path)
     unet = new_unet(channels=state["run"].get("channels", CHANNELS))
     load_weights(unet, state["ema"], path)
     return unet
 
 
-def export(state_path: Path, folder: Path) -> None:
-    """Write the averaged UNet and the scheduler to ``folder`` in half precision.
+def _as_exported(config: Mapping[str, Any]) -> UNet2DConditionModel:
+    return new_unet(channels=tuple(config["block_out_channels"]))
 
-    Raises:
-        RequestError: If the file is no state of a denoiser.
-    """
-    half = load(state_path).half()
-    half.save_pretrained(folder / "unet", safe_serialization=True)
+
+def export(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Write a UNet, which becomes one of half precision, and the scheduler to ``folder``."""
+    unet.half().save_pretrained(folder / "unet", safe_serialization=True)
     new_scheduler().save_pretrained(folder / "scheduler")

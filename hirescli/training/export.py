@@ -14,7 +14,10 @@ from hirescli.models.quiet import quiet_libraries
 from hirescli.models.safetensors_check import read_tensors
 from hirescli.models.sources import local_revision
 from hirescli.models.sums import SUMS, write_sums
-from hirescli.training import autoencoder, denoiser
+from hirescli.training.autoencoder import export as export_autoencoder
+from hirescli.training.autoencoder import load as load_autoencoder
+from hirescli.training.denoiser import export as export_denoiser
+from hirescli.training.denoiser import load as load_denoiser
 from hirescli.training.distill.linfusion import MID_DIM_SCALES
 from hirescli.training.distill.outputs import AdapterFolder
 
@@ -26,35 +29,43 @@ if TYPE_CHECKING:
 
 
 def export(
-    *, autoencoder_state: Path, denoiser_state: Path, folder: Path, adapter: Path | None = None
+    *, autoencoder: Path, denoiser: Path, folder: Path, adapter: Path | None = None
 ) -> None:
     """Write the averaged weights in diffusers layout: vae, unet, linfusion, scheduler; and
     the checksums of all files.
 
     Args:
-        autoencoder_state: The file of its training.
-        denoiser_state: The same of the teacher.
-        folder: Where they go; parts that are there are replaced once all are written.
+        autoencoder: The file of its training, or its folder in another export.
+        denoiser: The same of the teacher.
+        folder: Where they go; an older export's parts are replaced once all are written.
         adapter: Distilled from this teacher; None: an untrained one, to begin a distillation.
 
     Raises:
-        RequestError: If a file is no state of its model, or the adapter does not fit or was
-            distilled from another teacher; nothing is written then.
+        RequestError: If a file is no state of its model, the adapter does not fit or was
+            distilled from another teacher, or something else stands in the folder; nothing is
+            written then.
         RunError: If the folder cannot be written.
     """
-    linear = _adapter(denoiser.load(denoiser_state), adapter)  # all are tried before any write
-    autoencoder.load(autoencoder_state)
+    _check_place(folder)
+    unet, vae = load_denoiser(denoiser), load_autoencoder(autoencoder)  # before any write
+    linear = _adapter(unet, adapter)
     try:
         with _filled(folder) as partial:
-            denoiser.export(denoiser_state, partial)
+            export_denoiser(unet, partial)
             if adapter is not None:
                 _check_teacher(adapter, partial / "unet")
-            autoencoder.export(autoencoder_state, partial / "vae")
+            export_autoencoder(vae, partial / "vae")
             with quiet_libraries():
                 linear.half().save_pretrained(partial / "linfusion", safe_serialization=True)
             write_sums(partial)
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a folder of which an export would replace what is not an export's."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / SUMS).exists():
+        raise RequestError(f"{folder} holds something that is no export; name another folder")
 
 
 @contextmanager

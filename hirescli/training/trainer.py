@@ -2,7 +2,7 @@
 
 A state is one file with the keys model, ema, optimizer, step and run. It is written whole, so a
 kill leaves the old one or the new one, and the same call goes on from it. Beside it, under its
-name and ``.png``, lies a sheet of samples.
+name and ``.png``, lies a sheet of samples; ``.lock`` keeps a second process from it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hirescli.errors import HiresError, RequestError, RunError
+from hirescli.errors import BusyError, HiresError, NotFiniteError, RequestError, RunError
 from hirescli.models.families import read_json
 from hirescli.models.safetensors_check import read_tensors
 from hirescli.training.sheets import write_sheet
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _KEYS = {"model", "ema", "optimizer", "step", "run"}
+_SCHEDULED = ("learning_rate", "batch_scale")
 _LOSSES_SHOWN = 200  # the loss that is shown is the mean over so many last steps
 
 
@@ -101,6 +105,8 @@ class State:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=1.0, betas=(0.9, 0.99), weight_decay=weight_decay
         )
+        self.whole = True  # whether weights, average, optimiser and step belong together
+        self.changed: dict[str, tuple[Any, Any]] = {}  # settings that a resumed state had other
         self.average: dict[str, Tensor] = {}
         self.start_average()
         if path.exists():
@@ -111,7 +117,16 @@ class State:
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     def learn(self, loss: Tensor) -> float:
-        """One step of the optimiser; returns the loss."""
+        """One step of the optimiser; returns the loss.
+
+        Raises:
+            NotFiniteError: If it is no number; nothing is learned from it.
+        """
+        if not torch.isfinite(loss):
+            raise NotFiniteError(
+                f"the loss of step {self.step + 1} is no number; {self.path} holds the last save: "
+                "go on with a lower learning rate"
+            )
         rate = cosine_learning_rate(
             self.step,
             steps=self.run.steps,
@@ -123,9 +138,11 @@ class State:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.whole = False
         self.optimizer.step()
         self.step += 1
         self._follow()
+        self.whole = True
         return float(loss.detach())
 
     def save(self) -> None:
@@ -159,6 +176,11 @@ class State:
                 "another STATE file to start over"
             ) from error
         self.step = state["step"]
+        now = asdict(self.run)
+        self.changed = {
+            name: (was, now[name]) for name, was in state["run"].items()
+            if name in _SCHEDULED and was != now[name]
+        }  # fmt: skip
         torch.manual_seed(self.step)
 
 
@@ -171,7 +193,25 @@ def train(
         training: Fresh or resumed.
         log: Is given a line of JSON after every save.
         stop_after_seconds: Stop at the first step after so long.
+
+    Raises:
+        BusyError: If another process trains at the same state.
+        NotFiniteError: If a loss is no number; the state is that of the last save.
     """
+    state = training.state
+    for name, (was, now) in state.changed.items():
+        log(json.dumps({"step": state.step, "note": f"{name} was {was}, is {now} from here on"}))
+    with _alone(state.path):
+        try:
+            _steps(training, log, stop_after_seconds)
+        except BaseException as error:
+            # A signal: what is finished is kept, unless it came in the middle of a step's end.
+            if state.whole and not isinstance(error, Exception):
+                state.save()
+            raise
+
+
+def _steps(training: Training, log: Callable[[str], None], stop_after_seconds: float) -> None:
     state, run = training.state, training.state.run
     began = saved = time.monotonic()
     losses: list[float] = []
@@ -188,6 +228,19 @@ def train(
             if over:
                 break
             training.refresh()
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BusyError(f"another process trains at {path}; wait for it") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_at_end(path: Path, run: Schedule) -> bool:
@@ -214,7 +267,8 @@ def compile_on_gpu(module: nn.Module, device: torch.device) -> None:
 
 
 def cosine_learning_rate(step: int, *, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, then half a cosine down to a fiftieth of the peak."""
+    """Linear warm-up, at most of half the steps; then half a cosine to a fiftieth of the peak."""
+    warmup = min(warmup, steps // 2)
     if step < warmup:
         return peak * (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, steps - warmup))
@@ -286,12 +340,15 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
         ) from error
 
 
-def load_exported(model: type[_Model], folder: Path, *, part: str) -> _Model:
-    """An exported model from its folder, in diffusers layout; float32.
+def load_exported(
+    fresh: Callable[[Mapping[str, Any]], _Model], folder: Path, *, kind: str, part: str
+) -> _Model:
+    """A model of the built-in kind from its folder, in diffusers layout; float32.
 
     Args:
-        model: Its class, which the folder's config must name.
+        fresh: A model of the widths that a config names, with fresh weights.
         folder: With ``config.json`` and one file of weights.
+        kind: Its class, which the config must name.
         part: Its name in an export, which the error names.
 
     Raises:
@@ -300,17 +357,17 @@ def load_exported(model: type[_Model], folder: Path, *, part: str) -> _Model:
     weights = folder / "diffusion_pytorch_model.safetensors"
     try:
         config = read_json(folder / "config.json")
-        if (kind := config.get("_class_name")) != model.__name__:
-            raise RequestError(f"its config.json is of a {kind}, not of a {model.__name__}")
+        if (said := config.get("_class_name")) != kind:
+            raise RequestError(f"its config.json is of a {said}, not of a {kind}")
         read_tensors(weights)  # says what is wrong with a damaged file
-        loaded: _Model = model.from_config(config)  # type: ignore[attr-defined]
-        load_weights(loaded, load_file(weights), folder)
-    except HiresError as error:
+        model = fresh(config)
+        load_weights(model, load_file(weights), folder)
+    except (HiresError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise RequestError(
-            f"folder {folder} holds no {model.__name__} of the built-in model ({error}); name the "
+            f"folder {folder} holds no {kind} of the built-in model ({error}); name the "
             f"`{part}` folder of an export, or the STATE file of a training"
         ) from error
-    return loaded
+    return model
 
 
 def _first_misfit(model: nn.Module, weights: Mapping[str, Tensor]) -> str:

@@ -68,8 +68,8 @@ class Shown:
         found = disk.standing(self.output, left)
         with self._lock:
             self._left = left
-            if self._failed is not None and not self._failed[0]:
-                self._failed = None
+            if self._failed is not None and (found is None or self._failed[0] != found.version):
+                self._failed = None  # what could not be shown is gone
             self._folder_stands = found is not None and _is_folder(found)
             self._found = None if found is None else found.version
             known = [each.standing.version for each in self._versions]

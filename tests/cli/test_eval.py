@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hirescli.errors import RequestError
 from hirescli.evaluation import alignment, making, rendered
 from hirescli.evaluation.attributes import alignment_prompts
 
@@ -114,3 +116,18 @@ def test_alignment_and_sheet(hires: Callable, monkeypatch: pytest.MonkeyPatch) -
     with Image.open("made/sheet.jpg") as sheet:
         assert sheet.width > 128
     assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+@needs_weights
+def test_real_esrgan_is_given_threads(hires: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --threads too: ncnn ends the process when it is told to use none."""
+    asked = []
+
+    def enlarger(threads: int) -> None:
+        asked.append(threads)
+        raise RequestError("enough")
+
+    monkeypatch.setattr("hirescli.evaluation.esrgan.RealEsrgan", enlarger)
+    for more in ([], ["--threads", 3]):
+        assert hires("eval", "patches", "-o", "made", "--size", 896, *more).code == 2
+    assert asked == [os.cpu_count(), 3]

@@ -106,7 +106,7 @@ def test_what_is_finished_is_kept(hires: Callable) -> None:
     adapter = new_adapter(
         find_unet(str(builtin_folder(Path("model")))).load("float32").denoiser, mid_dim_scale=4
     )
-    adapter.save_pretrained("model/linfusion", safe_serialization=True)
+    adapter.half().save_pretrained("model/linfusion", safe_serialization=True)
     folder, work = shards(Path("shards"), "wide", "close"), Path("work")
     settings = Settings(steps=1, pictures=2)
     own, causal = (next(v for v in VARIANTS if v.key == key) for key in ("own", "causal"))

@@ -6,22 +6,25 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from filelock import FileLock
 from PIL import Image
 
 from hirescli.attention.linfusion import LinFusionAdapter
 from hirescli.cli import train
-from hirescli.errors import RequestError, RunError
+from hirescli.errors import BusyError, NotFiniteError, RequestError, RunError
 from hirescli.models.builtin.autoencoder import ThinAutoencoder
 from hirescli.models.load import load as load_model
 from hirescli.models.registry import find_card
 from hirescli.models.safetensors_check import read_tensors
 from hirescli.models.sources import local_revision
 from hirescli.models.sums import check_sums
-from hirescli.training import autoencoder, denoiser
+from hirescli.training import autoencoder, denoiser, trainer
 from hirescli.training.autoencoder import AutoencoderRun, Crops
 from hirescli.training.dataset import PICTURE_PX, PICTURES_PER_SHARD, load_shard, render_shard
 from hirescli.training.denoiser import DenoiserRun, DenoiserTraining, v_loss
@@ -102,11 +105,12 @@ def test_autoencoder_trains_and_resumes(data: Path, held_out: Path, tmp_path: Pa
     assert state.read_bytes() == before
 
     folder = tmp_path / "vae"
-    made = autoencoder.export(state, folder)
-    for read in (autoencoder.load(folder), autoencoder.load(state)):
-        assert read.dtype == torch.float32
-        for name, value in made.state_dict().items():
-            torch.testing.assert_close(read.state_dict()[name], value, rtol=1e-3, atol=1e-6)
+    autoencoder.export(autoencoder.load(state), folder)
+    read = autoencoder.load(folder)
+    assert read.dtype == torch.float32
+    torch.testing.assert_close(
+        dict(read.state_dict()), dict(autoencoder.load(state).state_dict()), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_only_the_decoder_learns(data: Path, held_out: Path, tmp_path: Path) -> None:
@@ -182,7 +186,7 @@ def test_denoiser_trains_and_resumes(data: Path, tmp_path: Path) -> None:
 def test_denoiser_begins_at_an_export(data: Path, held_out: Path, tmp_path: Path) -> None:
     train_autoencoder(data, held_out, tmp_path / "ae.pt", 1)
     train_denoiser(data, tmp_path / "dn.pt", 1)
-    states = {"autoencoder_state": tmp_path / "ae.pt", "denoiser_state": tmp_path / "dn.pt"}
+    states = {"autoencoder": tmp_path / "ae.pt", "denoiser": tmp_path / "dn.pt"}
     export(**states, folder=tmp_path / "weights")
     unet = tmp_path / "weights" / "unet"
     begun = denoiser.load(unet).state_dict()
@@ -201,11 +205,75 @@ def test_denoiser_begins_at_an_export(data: Path, held_out: Path, tmp_path: Path
         DenoiserTraining(data, thin, tmp_path / "wide.pt", DenoiserRun(lessons=TINY), unet)
 
 
+def small_training(data: Path, state: Path, **more: Any) -> DenoiserTraining:
+    settings: dict[str, Any] = {"steps": 3, "channels": WIDTHS, "lessons": TINY}
+    thin = ThinAutoencoder(decoder_channels=(4, 4, 4), decoder_blocks=(0, 0, 0))
+    return DenoiserTraining(data, thin, state, DenoiserRun(**settings | more))
+
+
+def test_a_loss_that_is_no_number_is_not_learned(data: Path, tmp_path: Path) -> None:
+    train_denoiser(data, tmp_path / "dn.pt", 1)
+    before = (tmp_path / "dn.pt").read_bytes()
+    training = small_training(data, tmp_path / "dn.pt")
+    with torch.no_grad():
+        training.unet.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(NotFiniteError, match="loss of step 2 is no number"):
+        trainer.train(training, log=print)
+    assert (tmp_path / "dn.pt").read_bytes() == before
+
+
+def test_a_signal_keeps_the_steps_that_are_finished(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = small_training(data, tmp_path / "dn.pt", steps=5)
+    loss = training.loss
+
+    def until_the_third() -> torch.Tensor:
+        if training.state.step == 2:
+            raise KeyboardInterrupt
+        return loss()
+
+    monkeypatch.setattr(training, "loss", until_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(training, log=print)
+    assert read_state(tmp_path / "dn.pt")["step"] == 2
+
+
+def test_one_process_trains_at_a_state(data: Path, tmp_path: Path) -> None:
+    training = small_training(data, tmp_path / "dn.pt")
+    with (
+        FileLock(tmp_path / "dn.pt.lock"),
+        pytest.raises(BusyError, match=r"another process trains at .*dn\.pt"),
+    ):
+        trainer.train(training, log=print)
+
+
+def test_another_learning_rate_on_the_way_is_said(data: Path, tmp_path: Path) -> None:
+    train_denoiser(data, tmp_path / "dn.pt", 1)
+    lines: list[str] = []
+    training = small_training(data, tmp_path / "dn.pt", steps=2, learning_rate=1e-5)
+    trainer.train(training, log=lines.append)
+    notes = [said["note"] for said in map(json.loads, lines) if "note" in said]
+    assert notes == ["learning_rate was 0.0006, is 1e-05 from here on"]
+
+
+def test_export_replaces_nothing_but_an_export(data: Path, held_out: Path, tmp_path: Path) -> None:
+    train_autoencoder(data, held_out, tmp_path / "ae.pt", 1)
+    train_denoiser(data, tmp_path / "dn.pt", 1)
+    theirs = tmp_path / "theirs" / "unet" / "model.bin"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("precious")
+    states = {"autoencoder": tmp_path / "ae.pt", "denoiser": tmp_path / "dn.pt"}
+    with pytest.raises(RequestError, match="theirs holds something that is no export"):
+        export(**states, folder=tmp_path / "theirs")
+    assert theirs.read_text() == "precious"
+
+
 def test_export_is_a_model_that_loads(data: Path, held_out: Path, tmp_path: Path) -> None:
     train_autoencoder(data, held_out, tmp_path / "ae.pt", 1)
     train_denoiser(data, tmp_path / "dn.pt", 1)
     weights = tmp_path / "weights"
-    export(autoencoder_state=tmp_path / "ae.pt", denoiser_state=tmp_path / "dn.pt", folder=weights)
+    export(autoencoder=tmp_path / "ae.pt", denoiser=tmp_path / "dn.pt", folder=weights)
     parts = {"vae", "unet", "linfusion", "scheduler"}
     assert {path.name for path in weights.iterdir()} == parts | {"SHA256SUMS"}
     model = load_model(find_card("builtin"), dtype="float32", weights=weights)
@@ -221,7 +289,7 @@ def test_export_writes_nothing_if_one_state_is_wrong(
     state, weights = tmp_path / "ae.pt", tmp_path / "weights"
     train_autoencoder(data, held_out, state, 1)
     with pytest.raises(RequestError, match=r"ae\.pt is of another model"):
-        export(autoencoder_state=state, denoiser_state=state, folder=weights)
+        export(autoencoder=state, denoiser=state, folder=weights)
     assert not weights.exists()
 
 
@@ -230,7 +298,7 @@ def test_export_takes_an_adapter_that_fits_its_denoiser(
 ) -> None:
     train_autoencoder(data, held_out, tmp_path / "ae.pt", 1)
     train_denoiser(data, tmp_path / "dn.pt", 1)
-    states = {"autoencoder_state": tmp_path / "ae.pt", "denoiser_state": tmp_path / "dn.pt"}
+    states = {"autoencoder": tmp_path / "ae.pt", "denoiser": tmp_path / "dn.pt"}
     distilled = LinFusionAdapter.for_unet(denoiser.load(tmp_path / "dn.pt"), mid_dim_scale=2)
     distilled.save_pretrained(tmp_path / "distilled")
     export(**states, adapter=tmp_path / "distilled", folder=tmp_path / "weights")
@@ -354,11 +422,25 @@ def test_folders_of_other_models_are_named(data: Path, held_out: Path, tmp_path:
     weights = tmp_path / "weights"
     train_autoencoder(data, held_out, tmp_path / "ae.pt", 1)
     train_denoiser(data, tmp_path / "dn.pt", 1)
-    export(autoencoder_state=tmp_path / "ae.pt", denoiser_state=tmp_path / "dn.pt", folder=weights)
+    export(autoencoder=tmp_path / "ae.pt", denoiser=tmp_path / "dn.pt", folder=weights)
     with pytest.raises(RequestError, match=r"holds no ThinAutoencoder .* is of a UNet2DCond"):
         autoencoder.load(weights / "unet")
     with pytest.raises(RequestError, match=r"holds no UNet2DCond.* is of a ThinAutoencoder"):
         denoiser.load(weights / "vae")
+    config = json.loads((weights / "unet" / "config.json").read_text())
+    for wrong in ([7], "wide", None):
+        said = json.dumps(config | {"block_out_channels": wrong})
+        (weights / "unet" / "config.json").write_text(said)
+        with pytest.raises(RequestError, match="holds no UNet2DCond"):
+            denoiser.load(weights / "unet")
+    (weights / "unet" / "config.json").write_text(json.dumps(config))
+    foreign = UNet2DConditionModel(
+        block_out_channels=(32, 32, 32), cross_attention_dim=8,
+        down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3,
+    )  # fmt: skip
+    foreign.save_pretrained(tmp_path / "foreign")
+    with pytest.raises(RequestError, match=r"foreign is of another model"):
+        denoiser.load(tmp_path / "foreign")
     (weights / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(RequestError, match=r"holds no UNet2DCond.*cannot be read"):
         denoiser.load(weights / "unet")

@@ -206,6 +206,17 @@ def test_a_file_that_is_made_again(tmp_path: Path) -> None:
         pytest.fail("the new file is not shown")
 
 
+def test_a_file_that_comes_back_after_a_damaged_one(tmp_path: Path) -> None:
+    path = write_output(tmp_path / "a.png", ramp(512, 512), format="png")
+    with serving(tmp_path, path) as server:
+        wait_for(server, kind="done")
+        path.rename(tmp_path / "good.png")
+        path.write_bytes((tmp_path / "good.png").read_bytes()[:3000])
+        wait_for(server, kind="failed")
+        (tmp_path / "good.png").replace(path)
+        assert wait_for(server, kind="done")["status"]["text"] == ""
+
+
 def test_pixels_that_are_damaged_are_named_on_the_page(tmp_path: Path) -> None:
     path = write_output(tmp_path / "a.png", ramp(512, 512), format="png")
     data = bytearray(path.read_bytes())

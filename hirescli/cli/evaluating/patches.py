@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import Annotated
 
@@ -37,7 +38,7 @@ def patches(
         option(
             "--size",
             metavar="N",
-            text="Side of the pictures in pixels, a multiple of 32 from 896 on; give it several "
+            text="Side of the pictures in pixels, a multiple of 32 from 896 to 8192; give it several "
             f"times for several. Default: {' and '.join(map(str, _SIZES))}.",
         ),
     ] = None,
@@ -92,7 +93,7 @@ def patches(
         check_size(each)
     set_threads(threads)
     network = load_efficientnet()  # what is missing is said before anything is made
-    enlarger = RealEsrgan(threads or 0) if realesrgan else None
+    enlarger = RealEsrgan(threads or os.cpu_count() or 1) if realesrgan else None
     output.mkdir(parents=True, exist_ok=True)
     found = [
         measure_patches(

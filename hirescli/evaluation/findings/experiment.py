@@ -144,7 +144,7 @@ class Experiment:
             return {}
         if variant.own:
             assert self.found.folder is not None, "the built-in model lies in a folder"
-            own = load_adapter(self.found.folder / "linfusion")
+            own = load_adapter(self.found.folder / "linfusion").float()  # type: ignore[no-untyped-call]
             check_fit(self.target.denoiser, own)
             return named(own)
         torch.manual_seed(self.settings.seed)
