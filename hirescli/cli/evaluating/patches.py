@@ -38,8 +38,8 @@ def patches(
         option(
             "--size",
             metavar="N",
-            text="Side of the pictures in pixels, a multiple of 32 from 896 to 8192; give it several "
-            f"times for several. Default: {' and '.join(map(str, _SIZES))}.",
+            text="Side of the pictures in pixels, a multiple of 32 from 896 to 8192; give it "
+            f"several times for several. Default: {' and '.join(map(str, _SIZES))}.",
         ),
     ] = None,
     count: Annotated[
