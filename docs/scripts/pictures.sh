@@ -33,7 +33,7 @@ pictures() {
         return
     fi
     cat <<'END'
-mountains 6 snowy mountains above a lake at sunset
+mountains 1 snowy mountains above a lake at sunset
 dunes 2 golden sand dunes at dawn
 canyon 3 a red rock canyon at sunset, sun in the middle
 aurora 6 green aurora over mountains at night, a lake in front
