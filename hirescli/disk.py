@@ -1,9 +1,15 @@
-"""Files that stand whole or not at all, also after a power cut."""
+"""Files that stand whole or not at all, also after a power cut; and locks among processes."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from hirescli.errors import BusyError
 
 WRITING_SUFFIX = ".writing"  # of what has no name of its own yet
 
@@ -31,3 +37,21 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def alone(path: Path, busy: str) -> Iterator[None]:
+    """A lock's file, for this process only while the context lasts.
+
+    Raises:
+        BusyError: If another process has it; says ``busy``.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BusyError(busy) from error
+    try:
+        yield
+    finally:
+        lock.release()

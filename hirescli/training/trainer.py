@@ -12,19 +12,18 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hirescli.errors import BusyError, HiresError, NotFiniteError, RequestError, RunError
+from hirescli.disk import alone
+from hirescli.errors import HiresError, NotFiniteError, RequestError, RunError
 from hirescli.models.families import read_json
 from hirescli.models.safetensors_check import read_tensors
 from hirescli.training.sheets import write_sheet
@@ -201,7 +200,8 @@ def train(
     state = training.state
     for name, (was, now) in state.changed.items():
         log(json.dumps({"step": state.step, "note": f"{name} was {was}, is {now} from here on"}))
-    with _alone(state.path):
+    lock = state.path.with_name(state.path.name + ".lock")
+    with alone(lock, f"another process trains at {state.path}; wait for it"):
         try:
             _steps(training, log, stop_after_seconds)
         except BaseException as error:
@@ -228,19 +228,6 @@ def _steps(training: Training, log: Callable[[str], None], stop_after_seconds: f
             if over:
                 break
             training.refresh()
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    lock = FileLock(path.with_name(path.name + ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise BusyError(f"another process trains at {path}; wait for it") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def is_at_end(path: Path, run: Schedule) -> bool:

@@ -16,10 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from hirescli.disk import write_atomically
-from hirescli.errors import BusyError, RequestError
+from hirescli.disk import alone, write_atomically
+from hirescli.errors import RequestError
 from hirescli.training.distill.settings import check_same
 
 _MADE_FROM = "made-from.json"
@@ -69,15 +67,8 @@ class Place:
             BusyError: If another process has it.
         """
         self.run.mkdir(exist_ok=True)
-        lock = FileLock(self.run / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise BusyError(f"another process is making {self.output}; wait for it") from error
-        try:
+        with alone(self.run / "lock", f"another process is making {self.output}; wait for it"):
             yield
-        finally:
-            lock.release()
 
     def take_up(self, identity: Mapping[str, Any], *, restart: bool) -> None:
         """Begin a run here, or go on with the one that is here.
