@@ -31,10 +31,10 @@ hires train denoiser shards denoiser.pt --autoencoder autoencoder.pt \
     --steps "${STEPS:-14000}" --batch-scale "${SCALE:-1}"
 # A distillation on other shards or of other length is another.
 settings="${SHARDS:-48} shards, ${DISTIL:-600} steps"
-if [ "$(cat distilled.txt 2>/dev/null)" != "$settings" ]; then
+if [ -e distilled.txt ] && [ "$(cat distilled.txt)" != "$settings" ]; then
     rm -rf linfusion.run
-    echo "$settings" >distilled.txt
 fi
+echo "$settings" >distilled.txt
 # Of a denoiser that was trained on since, the teacher is another, and so is what it teaches.
 if [ ! -e teacher/SHA256SUMS ] || [ -n "$(find denoiser.pt -newer teacher/SHA256SUMS)" ]; then
     rm -rf linfusion.run

@@ -156,6 +156,12 @@ def test_builtin_distils_anew_from_a_teacher_that_was_trained_on(
     assert ("train export teacher" in done.stdout) == trained_on
     assert ("linfusion.run" not in done.stdout) == trained_on
 
+    (tmp_path / "made" / "linfusion.run").mkdir(exist_ok=True)
+    os.utime(sums, (2e9, 2e9))
+    assert "linfusion.run" in run("builtin.sh", environment, tmp_path, "made").stdout
+    longer = environment | {"DISTIL": "1200"}
+    assert "linfusion.run" not in run("builtin.sh", longer, tmp_path, "made").stdout
+
 
 @pytest.mark.slow
 def test_builtin_makes_a_model_and_goes_on(tmp_path: Path, environment: dict) -> None:
